@@ -1,0 +1,29 @@
+"""Interaction data: reading, filtering, splitting, sampling and a built-in log."""
+
+from sevo_jax.data.filtering import k_core
+from sevo_jax.data.log import InteractionLog
+from sevo_jax.data.packing import PackedBatch, PackedEpochs, left_pad
+from sevo_jax.data.readers import read
+from sevo_jax.data.samplers import NegativeSampler
+from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.split import LeaveOneOut, leave_one_out
+from sevo_jax.data.statistics import Statistics, statistics
+from sevo_jax.data.synthetic import planted
+from sevo_jax.data.writers import write
+
+__all__ = [
+    "InteractionLog",
+    "LeaveOneOut",
+    "NegativeSampler",
+    "PackedBatch",
+    "PackedEpochs",
+    "Sequences",
+    "Statistics",
+    "k_core",
+    "leave_one_out",
+    "left_pad",
+    "planted",
+    "read",
+    "statistics",
+    "write",
+]

@@ -1,0 +1,148 @@
+"""Ragged sequences of item ids: many short rows in two flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Rows of item ids of unequal length, in compressed (CSR) form.
+
+    Row `i` is `values[offsets[i]:offsets[i + 1]]`, the oldest item first.
+
+    Attributes:
+      values: int32 `[total]`, the items of all rows one after the other.
+      offsets: int64 `[num_rows + 1]`, where each row begins, and the total last.
+
+    Raises:
+      TypeError: a dtype is not the one above.
+      ValueError: the offsets do not start at 0, decrease, or do not end at the
+        number of values.
+
+    Example:
+      >>> from sevo_jax.data import Sequences
+      >>> rows = Sequences.from_lists([[3, 1, 4], [], [1, 5]])
+      >>> len(rows), rows[2].tolist(), rows.lengths.tolist()
+      (3, [1, 5], [3, 0, 2])
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self):
+        if self.values.dtype != np.int32 or self.offsets.dtype != np.int64:
+            raise TypeError(
+                "Sequences needs int32 values and int64 offsets, not "
+                f"{self.values.dtype} and {self.offsets.dtype}: convert them first"
+            )
+        if self.values.ndim != 1 or self.offsets.ndim != 1 or not len(self.offsets):
+            raise ValueError(
+                "Sequences needs one-dimensional values and offsets, and at least "
+                f"the offset 0; their shapes are {self.values.shape} and "
+                f"{self.offsets.shape}"
+            )
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ValueError(
+                f"offsets go from {self.offsets[0]} to {self.offsets[-1]}, but must "
+                f"go from 0 to the number of values, {len(self.values)}"
+            )
+        if np.any(np.diff(self.offsets) < 0):
+            row = int(np.argmax(np.diff(self.offsets) < 0))
+            raise ValueError(f"offsets decrease at row {row}: no row can end before it")
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Iterable[int]]) -> Sequences:
+        """Builds the ragged array from one iterable of item ids a row."""
+        rows = [np.asarray(list(row), dtype=np.int32) for row in lists]
+        values = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+        return cls.from_lengths(values, np.array([len(row) for row in rows], np.int64))
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Cuts `values` `[total]` into rows of the given `lengths` `[num_rows]`."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(np.asarray(values, np.int32), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The items of one row, as a view; negative rows count from the end."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} sequences")
+        row %= len(self)
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 `[num_rows]`: the number of items of each row."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 `[total]`: the row that each value belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def last(self, k: int) -> Sequences:
+        """Keeps the last `k` items of each row (all, where a row has fewer).
+
+        Raises:
+          ValueError: `k` is negative.
+
+        Example:
+          >>> from sevo_jax.data import Sequences
+          >>> [row.tolist() for row in Sequences.from_lists([[1, 2, 3], [4]]).last(2)]
+          [[2, 3], [4]]
+        """
+        if k < 0:
+            raise ValueError(f"cannot keep the last {k} items: k must be 0 or more")
+        lengths = np.minimum(self.lengths, k)
+        return self._gather(self.offsets[1:] - lengths, lengths)
+
+    def drop_last(self, counts: int | np.ndarray) -> Sequences:
+        """Drops the last `counts` items of each row (an int, or one for each row).
+
+        A row that has fewer items becomes empty.
+        """
+        return self._gather(self.offsets[:-1], np.maximum(self.lengths - counts, 0))
+
+    def append(self, column: np.ndarray) -> Sequences:
+        """Adds one more item at the end of each row.
+
+        Args:
+          column: integers `[num_rows]`; -1 leaves its row as it is.
+
+        Raises:
+          ValueError: there is not one entry for each row.
+
+        Example:
+          >>> from sevo_jax.data import Sequences
+          >>> rows = Sequences.from_lists([[1, 2], [3]])
+          >>> [row.tolist() for row in rows.append(np.array([7, -1]))]
+          [[1, 2, 7], [3]]
+        """
+        column = np.asarray(column)
+        if column.shape != (len(self),):
+            raise ValueError(
+                f"a column of shape {column.shape} cannot be appended to {len(self)} "
+                "sequences: it needs one item for each (-1 for none)"
+            )
+        added = column >= 0
+        values = np.insert(self.values, self.offsets[1:][added], column[added])
+        return Sequences.from_lengths(values, self.lengths + added)
+
+    def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Rows `values[starts[i]:starts[i] + lengths[i]]`, without a Python loop."""
+        ends = np.cumsum(lengths)
+        shift = np.repeat(starts - (ends - lengths), lengths)
+        return Sequences.from_lengths(
+            self.values[np.arange(len(shift)) + shift], lengths
+        )
