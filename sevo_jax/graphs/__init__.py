@@ -1,0 +1,14 @@
+"""Graphs over the rows of an embedding table, built once on the host.
+
+Every builder returns an adjacency that is symmetric, non-negative and **not**
+normalised: a float32 ``jax.experimental.sparse.BCOO`` whose int32 indices are sorted
+by row, unique and flagged so. What consumes a graph (``sevo_jax.prepare``, the
+optimizers) normalises it.
+"""
+
+from sevo_jax.graphs.attributes import shared_attributes
+from sevo_jax.graphs.bipartite import bipartite
+from sevo_jax.graphs.cooccurrence import cooccurrence
+from sevo_jax.graphs.io import load, save
+
+__all__ = ["bipartite", "cooccurrence", "load", "save", "shared_attributes"]

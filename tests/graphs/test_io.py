@@ -1,0 +1,193 @@
+"""Saved graphs come back bit for bit, and nothing else comes back at all."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import sevo_jax
+from sevo_jax.graphs import bipartite, cooccurrence, load, save, shared_attributes
+
+
+def bits(graph) -> tuple:
+    data, indices = np.asarray(graph.data), np.asarray(graph.indices)
+    return (
+        graph.shape,
+        graph.indices_sorted,
+        graph.unique_indices,
+        data.dtype,
+        data.tobytes(),
+        indices.dtype,
+        indices.shape,
+        indices.tobytes(),
+    )
+
+
+@pytest.fixture
+def graph():
+    return cooccurrence([[0, 1, 1, 3, 0, 2]], 4, max_hop=3, item_offset=1, num_nodes=7)
+
+
+@pytest.fixture
+def path(tmp_path, graph):
+    path = tmp_path / "items.npz"
+    save(path, graph)
+    return path
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        cooccurrence([[0, 1, 1, 3, 0, 2]], 4, max_hop=3, item_offset=1, num_nodes=7),
+        cooccurrence([[]], 3),
+        shared_attributes([["a"], ["a"], ["b"]], 3),
+        bipartite([0, 1], [2, 0], 2, 3),
+    ],
+    ids=["cooccurrence", "without entries", "attributes", "bipartite"],
+)
+def test_round_trip(tmp_path, to_dense, graph):
+    path = tmp_path / "graph.npz"
+    save(str(path), graph)
+    loaded = load(str(path))
+    to_dense(loaded)
+    assert bits(loaded) == bits(graph)
+
+
+def test_scipy_matrix_in_any_order(tmp_path, to_dense):
+    """Duplicates add up and come back in order."""
+    coo = scipy.sparse.coo_array(
+        ([1.0, 0.5, 1.5], ([1, 0, 0], [0, 1, 1])), shape=(3, 3)
+    )
+    save(tmp_path / "graph.npz", coo + coo.T)
+    loaded = to_dense(load(tmp_path / "graph.npz"))
+    assert loaded.tolist() == [[0, 3, 0], [3, 0, 0], [0, 0, 0]]
+
+
+def test_what_is_no_adjacency(tmp_path, graph):
+    path = tmp_path / "graph.npz"
+    with pytest.raises(TypeError, match="a prepared graph is normalised"):
+        save(path, sevo_jax.prepare(graph))
+    with pytest.raises(TypeError, match="ndarray"):
+        save(path, np.eye(3))
+    with pytest.raises(ValueError, match="square"):
+        save(path, scipy.sparse.csr_array((2, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_name_is_taken_as_it_is(tmp_path, graph):
+    save(tmp_path / "items", graph)
+    assert [each.name for each in tmp_path.iterdir()] == ["items"]
+    assert bits(load(tmp_path / "items")) == bits(graph)
+
+
+def test_saving_again_replaces(path, graph):
+    other = bipartite([0], [0], 1, 1)
+    save(path, other)
+    assert bits(load(path)) == bits(other)
+    assert [each.name for each in path.parent.iterdir()] == ["items.npz"]
+
+
+def test_failure_keeps_the_old_file(path, graph, monkeypatch):
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(path, graph)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["items.npz"]
+
+
+def test_no_pickle(path):
+    with np.load(path, allow_pickle=False) as archive:
+        kinds = {archive[name].dtype.kind for name in archive.files}
+    assert kinds <= set("iufU")
+
+
+def test_missing(tmp_path, graph):
+    with pytest.raises(FileNotFoundError, match="absent.npz"):
+        load(tmp_path / "absent.npz")
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        save(tmp_path / "nowhere" / "items.npz", graph)
+
+
+def test_every_damaged_byte_is_noticed(path, graph):
+    """A changed byte is refused, or lies where it does not matter."""
+    whole, expected = path.read_bytes(), bits(graph)
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            assert bits(load(path)) == expected
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > len(whole) // 2
+
+
+def test_every_truncation_is_noticed(path):
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cannot load the graph .*items.npz"):
+            load(path)
+
+
+def change(path, **changes):
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays.update(changes)
+    np.savez(path, **{name: each for name, each in arrays.items() if each is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(version=2), "version 2, but this release reads 1: upgrade"),
+        (dict(version=None), "version"),
+        (dict(format="other"), "not written by save"),
+        (dict(format=None), "not written by save"),
+        (dict(data=None), "data"),
+        (dict(data=np.ones(14)), "data is float64, not float32"),
+        (dict(data=np.ones(2, np.float32)), "do not describe"),
+        (dict(data=np.ones((13, 1), np.float32)), "do not describe"),
+        (dict(shape=np.array([2, 2])), "do not describe"),
+        (dict(shape=np.array([7, 9])), "do not describe"),
+        (dict(shape=np.array([-1, -1])), "do not describe"),
+        (dict(shape=np.array(7)), "do not describe"),
+        (dict(indptr=np.array([0, 99, 0, 0, 0, 0, 0, 0])), "do not describe"),
+        (dict(indptr=np.array([0, 0, 0, 0, 0, 0, 0, 11])), "do not describe"),
+        (dict(indptr=np.array([0, 13, 5, 13, 13, 13, 13, 13])), "do not describe"),
+        (dict(indices=np.full(13, 7, np.int32)), "do not describe"),
+        (dict(indices=np.full(13, -1, np.int32)), "do not describe"),
+        (dict(data=np.array([{}], object)), "allow_pickle"),
+    ],
+)
+def test_altered_content(path, changes, message):
+    change(path, **changes)
+    with pytest.raises(ValueError, match=f"items.npz: .*{message}"):
+        load(path)
+
+
+def test_foreign_files(tmp_path):
+    path = tmp_path / "foreign.npz"
+    scipy.sparse.save_npz(path, scipy.sparse.eye_array(3, format="csr"))
+    with pytest.raises(ValueError, match="not written by save.*indptr"):
+        load(path)
+    with open(path, "wb") as file:
+        np.save(file, np.eye(3))
+    with pytest.raises(ValueError, match="a single array"):
+        load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "a text")
+    with pytest.raises(ValueError, match="not written by save.*readme"):
+        load(path)
+    path.write_text("0 1 1.0\n")
+    with pytest.raises(ValueError, match="cannot load the graph"):
+        load(path)
