@@ -333,10 +333,7 @@ def _product_of_many(
 ) -> tuple[jax.Array, bool]:
     graph_batched, x_batched = in_batched
     if not any(jax.tree.leaves(graph_batched)):
-        n, d = x.shape[1:]
-        side_by_side = jnp.moveaxis(x, 0, 1).reshape(n, axis_size * d)
-        product = _product(graph, side_by_side).reshape(n, axis_size, d)
-        return jnp.moveaxis(product, 1, 0), True
+        return _product(graph, x), True
 
     leaves, treedef = jax.tree.flatten(graph)
     batched = jax.tree.leaves(graph_batched)
@@ -359,52 +356,67 @@ def _native_csr_product(weights, columns, row_starts, rows, x):
 def _csr_product(weights, columns, row_starts, x):
     # BCSR lowers to the native kernel only for a two-dimensional product of equal
     # dtypes whose two index arrays have one dtype; _product sees to all of that.
-    n = x.shape[0]
+    n = x.shape[-2]
     matrix = BCSR(
         (weights, columns, row_starts),
         shape=(n, n),
         indices_sorted=True,
         unique_indices=True,
     )
-    return matrix @ x
+    return _side_by_side(lambda table: matrix @ table, x)
 
 
-def _column_spec(sharding: NamedSharding) -> PartitionSpec:
-    """All rows on every device, columns as they are."""
-    return PartitionSpec(None, *sharding.spec[1:2])
+def _side_by_side(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """The product of each of the tables ``[..., n, d]``, taken as one wide table."""
+    n, d = x.shape[-2:]
+    wide = jnp.moveaxis(x.reshape(-1, n, d), 0, 1).reshape(n, -1)
+    narrow = product(wide).reshape(n, -1, d)
+    return jnp.moveaxis(narrow, 1, 0).reshape(x.shape)
+
+
+def _table_sharding(mesh, table) -> NamedSharding:
+    """All rows on every device, columns and batches as they are."""
+    spec = list(table.sharding.spec)
+    spec += [None] * (len(table.shape) - len(spec))
+    spec[-2] = None
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def _partition_csr_product(mesh, arg_shapes, result_shape):
     del result_shape
-    table = NamedSharding(mesh, _column_spec(arg_shapes[-1].sharding))
+    table = _table_sharding(mesh, arg_shapes[-1])
     replicated = NamedSharding(mesh, PartitionSpec(None))
     return mesh, _csr_product, table, (replicated, replicated, replicated, table)
 
 
 def _infer_csr_product_sharding(mesh, arg_shapes, result_shape):
     del result_shape
-    return NamedSharding(mesh, _column_spec(arg_shapes[-1].sharding))
+    return _table_sharding(mesh, arg_shapes[-1])
 
 
 # A native kernel is opaque to the partitioner, which would gather the whole table on
-# every device; this tells it that columns are independent of each other.
+# every device; this tells it that columns and batches are independent of each other.
 _partitioned_csr_product = custom_partitioning(_csr_product)
 _partitioned_csr_product.def_partition(
     partition=_partition_csr_product,
     infer_sharding_from_operands=_infer_csr_product_sharding,
-    sharding_rule="e, e, s, m d -> n d",
+    sharding_rule="e, e, s, ... m d -> ... n d",
     need_replication_factors=("e", "s", "m", "n"),
 )
 
 
 def _gather_segment_sum(weights, columns, row_starts, rows, x):
     del row_starts
-    return jax.ops.segment_sum(
-        weights[:, None] * x[columns],
-        rows,
-        num_segments=x.shape[0],
-        indices_are_sorted=True,
-    )
+
+    def product(table: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(
+            weights[:, None] * table[columns],
+            rows,
+            num_segments=table.shape[0],
+            indices_are_sorted=True,
+        )
+
+    return _side_by_side(product, x)
 
 
 # ------------------------------------------------------------------ shared checks

@@ -1,0 +1,297 @@
+"""SEvo and the moment correction as Optax gradient transformations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from sevo_jax import smoothing
+from sevo_jax._leaves import (
+    Graphs,
+    active_rows_by_leaf,
+    find_tables,
+    prepare_graphs,
+    replace_graphs,
+)
+from sevo_jax._sparse import GraphOperator, check_beta, check_num_layers
+
+Approximation = Literal["neumann", "iterative"]
+
+
+class ScaleBySevoState(NamedTuple):
+    """State of :func:`scale_by_sevo`.
+
+    Attributes:
+      count: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
+    """
+
+    count: Int[Array, ""]
+
+
+def scale_by_sevo(
+    graphs: Graphs,
+    beta: optax.ScalarOrSchedule = 0.99,
+    num_layers: int = 3,
+    *,
+    approximation: Approximation = "neumann",
+    rescale: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Smooths the updates of embedding tables over graphs of their rows.
+
+    .. math::
+      \Delta E \leftarrow \hat\psi(\Delta E) = \frac{1 - \beta}{1 - \beta^{L+1}}
+        \sum_{l=0}^{L} \beta^l \tilde A^l \Delta E
+
+    Place it after the transformation that makes the direction (``scale_by_adam``,
+    ``trace``) and before decoupled weight decay and the learning rate, so that neither
+    is smoothed. Updates that no graph names pass through untouched. It is linear:
+    one NaN in an update reaches every node within ``num_layers`` hops, so screen
+    updates before it (``optax.zero_nans``) or outside (``optax.apply_if_finite``).
+
+    Args:
+      graphs: which table is smoothed over which graph: a mapping from leaf names to
+        adjacencies, or one adjacency if the tree has a single leaf (or
+        ``optax.masked`` selects one). A name is one or more components of the leaf's
+        "/"-joined path; every leaf it matches is smoothed by itself. A tuple of names
+        is one table, stacked in that order: ``{("user_embedding", "item_embedding"):
+        user_item_graph}``. A leaf stored as ``[d, n]`` is recognised by its shape; a
+        square one is taken as ``[n, d]``.
+      beta: smoothing strength in [0, 1), or a schedule of it.
+      num_layers: number of hops :math:`L`; static.
+      approximation: ``"neumann"`` (equations 6 and 7) or ``"iterative"`` (Zhou et
+        al.), which can reverse an update once ``beta`` reaches 1/2 (Theorem 1).
+      rescale: with ``"neumann"``, ``False`` gives equation (6), smaller by the factor
+        :math:`1 - \beta^{L+1}`.
+
+    Returns:
+      A transformation. Its ``update`` takes ``graphs=``, keyword-only: graphs with the
+      same names that replace the bound ones for this call. Prepared with
+      :func:`sevo_jax.prepare` and passed as arguments of the jitted step, they stay
+      out of the compiled program, and may differ from step to step.
+
+    Raises:
+      ValueError, TypeError: at once for a bad graph, ``beta`` or ``num_layers``; from
+        ``init`` and ``update`` if a name matches no leaf or a table does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import sevo_jax as sevo
+      >>> graph = sevo.graphs.cooccurrence([[0, 1, 2], [1, 2]], num_items=3)
+      >>> tx = optax.chain(
+      ...     optax.scale_by_adam(),
+      ...     sevo.scale_by_sevo({"item_embedding": graph}, beta=0.99),
+      ...     optax.scale_by_learning_rate(1e-3),
+      ... )
+      >>> params = {"item_embedding": jnp.ones((3, 2)), "bias": jnp.zeros(3)}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+
+    .. seealso:: :func:`sevo_jax.sevo_adamw`, :func:`sevo_jax.smoothing.neumann`
+    """
+    check_beta(beta)
+    num_layers = check_num_layers(num_layers)
+    if approximation not in ("neumann", "iterative"):
+        raise ValueError(
+            f"approximation must be 'neumann' or 'iterative', got {approximation!r}"
+        )
+    bound = prepare_graphs(graphs)
+
+    def smooth(graph: GraphOperator, table: jax.Array, strength: Any) -> jax.Array:
+        if approximation == "iterative":
+            return smoothing.iterative(graph, table, strength, num_layers)
+        return smoothing.neumann(graph, table, strength, num_layers, rescale=rescale)
+
+    def init(params: optax.Params) -> ScaleBySevoState:
+        find_tables(params, bound)
+        return ScaleBySevoState(count=jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: ScaleBySevoState,
+        params: optax.Params | None = None,
+        *,
+        graphs: Graphs | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleBySevoState]:
+        del params, extra_args
+        operators = replace_graphs(bound, graphs)
+        strength = beta(state.count) if callable(beta) else beta
+        leaves, treedef = jax.tree.flatten(updates)
+        for table in find_tables(updates, operators):
+            parts = [leaves[i].T if table.transposed else leaves[i] for i in table.leaves]
+            stacked = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+            smoothed = smooth(operators[table.key], stacked, strength)
+            start = 0
+            for i, part in zip(table.leaves, parts, strict=True):
+                # Not by indexing, which outside jit refuses rows on an explicit mesh.
+                rows = jax.lax.slice_in_dim(smoothed, start, start + len(part))
+                rows = rows.astype(part.dtype)
+                leaves[i] = rows.T if table.transposed else rows
+                start += len(part)
+        count = optax.safe_increment(state.count)
+        return treedef.unflatten(leaves), ScaleBySevoState(count=count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_moment_corrected_adam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    *,
+    mu_dtype: Any = None,
+    row_axis: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam whose idle rows keep their last direction, Theorem 3 of the paper.
+
+    A row whose gradient is exactly zero was not in the batch. Plain Adam shrinks its
+    step at every such update (Proposition 1); here its bias-corrected moments stay as
+    they are, so its direction stays constant until the row is sampled again:
+
+    .. math::
+      \hat m_t = \begin{cases}
+        \dfrac{b_1 (1 - b_1^{t-1}) \hat m_{t-1} + (1 - b_1) g_t}{1 - b_1^t}
+          & g_t \neq 0 \\ \hat m_{t-1} & g_t = 0 \end{cases}
+
+    and likewise :math:`\hat v_t` with :math:`b_2` and :math:`g_t^2`; the direction is
+    :math:`\hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)`.
+
+    This is equations (9) and (10), written for the corrected moments: the same
+    numbers in exact arithmetic, without drift in float32. The first step needs no
+    :math:`1 / (1 - b^{t-1})` here, the second moment decays with :math:`b_2` (Algorithm
+    1 prints :math:`b_1`), and :math:`\epsilon` stands outside the root as in the
+    authors' code. A row that was never active has direction zero.
+
+    What precedes it must keep idle rows at exactly zero: clipping, ``zero_nans`` and
+    ``centralize`` do; coupled weight decay and gradient noise do not. Then, or if a
+    sampled row may have a zero gradient, pass ``active_rows``. Under data parallelism
+    apply it to the reduced gradient.
+
+    Args:
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the denominator, outside the root.
+      eps_root: added inside the root.
+      mu_dtype: dtype of the stored first moment; by default float32, or the
+        gradient's dtype if that is wider. The second moment always is that.
+      row_axis: the axis of a leaf along which its rows lie; 1 for a table stored as
+        ``[d, n]``. A one-dimensional leaf has one entry a row.
+
+    Returns:
+      A transformation whose state is an ``optax.ScaleByAdamState`` that holds the
+      *bias-corrected* moments. Its ``update`` takes ``active_rows=``, keyword-only: a
+      mapping from leaf names to boolean arrays ``[rows]`` (or one array if the tree
+      has a single leaf) to use in place of the test for zero.
+
+    Raises:
+      ValueError: if ``b1`` or ``b2`` lies outside [0, 1).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import sevo_jax as sevo
+      >>> tx = sevo.scale_by_moment_corrected_adam(b1=0.9, b2=0.99)
+      >>> state = tx.init(jnp.zeros((1, 2)))
+      >>> first, state = tx.update(jnp.array([[1.0, -2.0]]), state)
+      >>> idle, state = tx.update(jnp.array([[0.0, 0.0]]), state)
+      >>> bool((first == idle).all())
+      True
+
+    .. seealso:: :func:`optax.scale_by_adam`, :func:`sevo_jax.sevo_adamw`
+    """
+    for name, decay in (("b1", b1), ("b2", b2)):
+        if not isinstance(decay, jax.core.Tracer) and not 0.0 <= float(decay) < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), got {decay}")
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype or _wide(p)), params)
+        nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params | None = None,
+        *,
+        active_rows: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params, extra_args
+        masks = active_rows_by_leaf(updates, active_rows)
+        count = optax.safe_increment(jnp.asarray(state.count))
+
+        def moment(old: jax.Array, new: jax.Array, decay: Any, active: jax.Array):
+            keep, add = _running_mean_weights(decay, count, new.dtype)
+            old = old.astype(new.dtype)
+            return jnp.where(active, keep * old + add * new, old)
+
+        def one(grad: jax.Array, mu: jax.Array, nu: jax.Array, mask: Any):
+            grad = grad.astype(_wide(grad))
+            active = _active(grad, mask, row_axis)
+            mu_hat = moment(mu, grad, b1, active)
+            nu_hat = moment(nu, grad * grad, b2, active)
+            direction = mu_hat / (jnp.sqrt(nu_hat + eps_root) + eps)
+            return direction, mu_hat.astype(mu.dtype), nu_hat.astype(nu.dtype)
+
+        grads, treedef = jax.tree.flatten(updates)
+        results = [
+            one(*arguments)
+            for arguments in zip(
+                grads,
+                treedef.flatten_up_to(state.mu),
+                treedef.flatten_up_to(state.nu),
+                masks,
+                strict=True,
+            )
+        ]
+        direction = treedef.unflatten(
+            [result[0].astype(grad.dtype) for result, grad in zip(results, grads)]
+        )
+        mu = treedef.unflatten([result[1] for result in results])
+        nu = treedef.unflatten([result[2] for result in results])
+        return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wide(x: Any) -> jnp.dtype:
+    return np.promote_types(x.dtype, np.float32)
+
+
+def _active(grad: jax.Array, mask: Any, row_axis: int) -> jax.Array:
+    """Which rows take part, in a shape that broadcasts against the gradient."""
+    row_axis = row_axis if grad.ndim > 1 else 0
+    other_axes = tuple(axis for axis in range(grad.ndim) if axis != row_axis)
+    if mask is None:
+        return jnp.any(grad != 0, axis=other_axes, keepdims=True)
+    if mask.shape != grad.shape[row_axis : row_axis + 1]:
+        raise ValueError(
+            f"active_rows has shape {mask.shape}, its leaf {grad.shape}: it must be "
+            f"{grad.shape[row_axis : row_axis + 1]}"
+        )
+    return jnp.expand_dims(mask, other_axes)
+
+
+def _running_mean_weights(decay: Any, count: jax.Array, dtype: Any):
+    """Weights of the old bias-corrected moment and of the new value at step t.
+
+    ``b (1 - b^(t-1)) / (1 - b^t)`` and ``(1 - b) / (1 - b^t)``. In float32 the
+    differences lose digits at small t for b near 1; ``expm1`` does not.
+    """
+    if isinstance(decay, float | int):
+        log_decay = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log_decay = jnp.log(decay)
+    steps = count.astype(dtype)
+    total = -jnp.expm1(steps * jnp.asarray(log_decay, dtype))
+    # 0 * log(0) at the first step of b = 0 would be NaN, the weight is 0 anyway.
+    before = -jnp.expm1(jnp.maximum(steps - 1, 1) * jnp.asarray(log_decay, dtype))
+    keep = jnp.where(count == 1, 0, decay * before / total)
+    add = jnp.asarray(1 - decay, dtype) / total
+    return keep.astype(dtype), add

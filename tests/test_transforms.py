@@ -1,0 +1,472 @@
+"""The two transformations by themselves: moments, smoothing, what they accept."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.sparse
+
+import sevo_jax as sevo
+from sevo_jax import transforms
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+def literal_moments(gradients, b1, b2, eps=1e-8, active=None):
+    """M, V and the direction of each step, row by row, of the definition.
+
+    ``active[t][i]`` replaces the test for zero where it is given.
+    """
+    m = np.zeros(gradients[0].shape)
+    v = np.zeros(gradients[0].shape)
+    out = []
+    for t, g in enumerate(gradients, start=1):
+        k = max(1, t - 1)
+        m, v = m.copy(), v.copy()
+        for i in range(len(g)):
+            idle = all(g[i] == 0) if active is None else not active[t - 1][i]
+            gm = m[i] / (1 - b1**k) if idle else g[i]
+            gv = v[i] / (1 - b2**k) if idle else g[i] ** 2
+            m[i] = b1 * m[i] + (1 - b1) * gm
+            v[i] = b2 * v[i] + (1 - b2) * gv
+        direction = (m / (1 - b1**t)) / (np.sqrt(v) / math.sqrt(1 - b2**t) + eps)
+        out.append((m, v, direction))
+    return out
+
+
+def sparse_gradients(rng, steps=30, rows=8, width=3, dtype=np.float64):
+    """Half the rows idle, some steps with none active, row 0 never, row 1 late."""
+    gradients = rng.normal(size=(50, rows, width)).astype(dtype)
+    gradients[rng.random((50, rows)) < 0.5] = 0
+    gradients[[2, 10, 11]] = 0
+    gradients[:, 0] = 0
+    gradients[:4, 1] = 0
+    gradients[0, 2:5] = 1.5
+    gradients[4, 3] = [0, 1, 0]  # single zeros in an active row
+    return gradients[:steps]
+
+
+# ------------------------------------------------------------------ moments
+
+
+def test_vector_moments(x64):
+    gradients = [(0, 0), (1, -2), (0, 0), (0.5, 0), (0, 0)]
+    expected = [
+        (0, 0),
+        (0.74245978, -0.74245978),
+        (0.74245978, -0.74245978),
+        (0.78331396, -0.6095643),
+        (0.78331396, -0.6095643),
+    ]
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
+    state = transform.init(jnp.zeros((1, 2)))
+    for gradient, direction in zip(gradients, expected, strict=True):
+        actual, state = transform.update(jnp.array([gradient], float), state)
+        np.testing.assert_allclose(actual[0], direction, rtol=0, atol=5.01e-9)
+    # The state holds the corrected moments.
+    m, v = state.mu[0] * (1 - 0.9**5), state.nu[0] * (1 - 0.99**5)
+    np.testing.assert_allclose(m, (0.21239794, -0.30571766), rtol=0, atol=5.01e-9)
+    np.testing.assert_allclose(v, (0.02148741, 0.07351183), rtol=0, atol=5.01e-9)
+
+
+@pytest.mark.parametrize(
+    "b1, b2", [(0.9, 0.999), (0.9, 0.98), (0.0, 0.9), (0.9, 0.0), (0.0, 0.0)]
+)
+def test_moments_are_the_literal_ones(b1, b2, rng, x64):
+    gradients = sparse_gradients(rng)
+    transform = sevo.scale_by_moment_corrected_adam(b1, b2)
+    state = transform.init(jnp.zeros(gradients[0].shape))
+    update = jax.jit(transform.update)
+    literal = literal_moments(gradients, b1, b2)
+    for t, (gradient, (m, v, direction)) in enumerate(
+        zip(gradients, literal, strict=True), start=1
+    ):
+        actual, state = update(jnp.asarray(gradient), state)
+        assert state.count == t
+        np.testing.assert_allclose(state.mu * (1 - b1**t), m, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(state.nu * (1 - b2**t), v, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(actual, direction, rtol=1e-11, atol=1e-14)
+        np.testing.assert_array_equal(actual[0], 0)
+
+
+def test_moments_in_single_precision(rng):
+    gradients = sparse_gradients(rng, steps=50, dtype=np.float32)
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    state = transform.init(jnp.zeros(gradients[0].shape))
+    update = jax.jit(transform.update)
+    literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
+    for gradient, (_, _, direction) in zip(gradients, literal, strict=True):
+        actual, state = update(jnp.asarray(gradient), state)
+        # The bound is against cancellation in M: the terms are of order one.
+        np.testing.assert_allclose(actual, direction, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.98, 0.999, 0.9999])
+def test_weights_of_the_running_mean_in_single_precision(decay):
+    steps = [*range(1, 41), 100, 1000, 10_000, 10**6, 2**31 - 1]
+    for t in steps:
+        keep, add = transforms._running_mean_weights(
+            decay, jnp.asarray(t, jnp.int32), jnp.float32
+        )
+        assert keep.dtype == add.dtype == jnp.float32
+        total = -math.expm1(t * math.log(decay))
+        before = -math.expm1((t - 1) * math.log(decay))
+        np.testing.assert_allclose(keep, decay * before / total, rtol=5e-7)
+        np.testing.assert_allclose(add, (1 - decay) / total, rtol=5e-7)
+
+
+def test_second_moment_is_accurate_from_the_first_step(rng):
+    """Plain float32 Adam has 1 - 0.999 wrong by 1.3e-5 there."""
+    gradients = rng.normal(size=(10, 4, 3)).astype(np.float32)
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    state = transform.init(jnp.zeros((4, 3)))
+    literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
+    for t, (gradient, (_, v, _)) in enumerate(
+        zip(gradients, literal, strict=True), start=1
+    ):
+        _, state = transform.update(jnp.asarray(gradient), state)
+        np.testing.assert_allclose(state.nu, v / -np.expm1(t * np.log(0.999)), 1e-6)
+
+
+def test_traced_decays_are_those_of_floats(rng):
+    gradients = sparse_gradients(rng, steps=6, dtype=np.float32)
+
+    @jax.jit
+    def last(b1, b2):
+        transform = sevo.scale_by_moment_corrected_adam(b1, b2)
+        state = transform.init(jnp.zeros(gradients[0].shape))
+        for gradient in gradients:
+            out, state = transform.update(jnp.asarray(gradient), state)
+        return out
+
+    direction = literal_moments(gradients.astype(np.float64), 0.9, 0.99)[-1][2]
+    # The decays themselves are rounded to float32 here.
+    actual = last(jnp.float32(0.9), jnp.float32(0.99))
+    np.testing.assert_allclose(actual, direction, rtol=3e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+def test_idle_direction_is_the_same_bits_for_a_thousand_steps(kind, rng):
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    gradients = jnp.asarray(rng.normal(size=(3, 4, 5))).astype(kind)
+    state = transform.init(gradients[0])
+    for gradient in gradients:
+        direction, state = transform.update(gradient, state)
+
+    def step(state, key):
+        busy = jax.random.normal(key, (4, 5), kind).at[:2].set(0)
+        out, state = transform.update(busy, state)
+        return state, out
+
+    _, out = jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 1000))
+    idle = np.asarray(out[:, :2]).view(np.uint16 if kind == jnp.bfloat16 else np.uint32)
+    first = np.asarray(direction[:2]).view(idle.dtype)
+    np.testing.assert_array_equal(idle, np.broadcast_to(first, idle.shape))
+    assert (np.asarray(out[-1, 2:]) != np.asarray(direction[2:])).all()
+
+
+def test_rows_are_those_of_each_leaf(rng, x64):
+    """Vectors have an entry a row, tables a row, higher ranks a leading slice."""
+    shapes = {"vector": (4,), "table": (4, 3), "block": (4, 2, 2), "scalar": ()}
+    gradients = {k: rng.normal(size=(6, *s)) for k, s in shapes.items()}
+    for name in ("vector", "table", "block"):
+        gradients[name][2:, 1] = 0
+        gradients[name][:2, 3] = 0
+    gradients["scalar"][3] = 0
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
+    state = transform.init({k: jnp.zeros(s) for k, s in shapes.items()})
+    for t in range(6):
+        out, state = transform.update(
+            {k: jnp.asarray(g[t]) for k, g in gradients.items()}, state
+        )
+    for name, gradient in gradients.items():
+        rows = gradient.reshape(6, shapes[name][0] if shapes[name] else 1, -1)
+        direction = literal_moments(rows, 0.9, 0.99)[-1][2]
+        np.testing.assert_allclose(
+            np.reshape(out[name], direction.shape), direction, rtol=1e-11, atol=1e-14
+        )
+
+
+def test_rows_of_a_transposed_table(rng, x64):
+    gradients = sparse_gradients(rng, steps=8)
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99, row_axis=1)
+    state = transform.init({"kernel": jnp.zeros((3, 8)), "bias": jnp.zeros(8)})
+    for gradient in gradients:
+        out, state = transform.update(
+            {"kernel": jnp.asarray(gradient.T), "bias": jnp.asarray(gradient[:, 0])},
+            state,
+        )
+    direction = literal_moments(gradients, 0.9, 0.99)[-1][2]
+    np.testing.assert_allclose(out["kernel"].T, direction, rtol=1e-11, atol=1e-14)
+    bias = literal_moments(gradients[:, :, :1], 0.9, 0.99)[-1][2]
+    np.testing.assert_allclose(out["bias"], bias[:, 0], rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_active_rows_replace_the_test_for_zero(transposed, rng, x64):
+    gradients = sparse_gradients(rng, steps=12)
+    gradients[:, 5] += 0.01  # noise that the test for zero would take for a gradient
+    active = rng.random((12, 8)) < 0.5
+    active[0, 0] = True  # a sampled row with a zero gradient
+    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99, row_axis=int(transposed))
+    turn = np.transpose if transposed else np.asarray
+    state = transform.init({"a": jnp.zeros(turn(gradients[0]).shape)})
+    for gradient, mask in zip(gradients, active, strict=True):
+        out, state = transform.update(
+            {"a": jnp.asarray(turn(gradient))},
+            state,
+            active_rows={"a": jnp.asarray(mask)},
+        )
+    literal = literal_moments(gradients, 0.9, 0.99, active=active)[-1][2]
+    np.testing.assert_allclose(turn(out["a"]), literal, rtol=1e-11, atol=1e-14)
+
+
+def test_active_rows_of_one_leaf_leave_the_others_alone(rng):
+    gradients = {k: jnp.asarray(rng.normal(size=(4, 2))) for k in "ab"}
+    transform = sevo.scale_by_moment_corrected_adam()
+    state = transform.init(gradients)
+    none = jnp.zeros(4, bool)
+    out, _ = transform.update(gradients, state, active_rows={"a": none})
+    plain, _ = transform.update(gradients, state)
+    np.testing.assert_array_equal(out["a"], 0)
+    np.testing.assert_array_equal(out["b"], plain["b"])
+    alone = gradients["a"]
+    out, _ = transform.update(alone, transform.init(alone), active_rows=none)
+    np.testing.assert_array_equal(out, 0)
+
+
+def test_eps_inside_and_outside_the_root(x64):
+    gradient = jnp.array([[3.0, -4.0]])
+    for eps, eps_root in ((0.5, 0.0), (0.0, 0.5), (0.25, 2.0)):
+        transform = sevo.scale_by_moment_corrected_adam(eps=eps, eps_root=eps_root)
+        out, _ = transform.update(gradient, transform.init(gradient))
+        g = np.array([[3.0, -4.0]])
+        expected = g / (np.sqrt(g**2 + eps_root) + eps)
+        np.testing.assert_allclose(out, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "given, mu_dtype, mu, nu",
+    [
+        ("float32", None, "float32", "float32"),
+        ("bfloat16", None, "float32", "float32"),
+        ("float16", None, "float32", "float32"),
+        ("float64", None, "float64", "float64"),
+        ("float32", jnp.bfloat16, "bfloat16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16", "float32"),
+    ],
+)
+def test_dtypes_of_the_state_are_fixed_at_init(given, mu_dtype, mu, nu, x64):
+    params = {"a": jnp.ones((3, 2), given)}
+    transform = sevo.scale_by_moment_corrected_adam(mu_dtype=mu_dtype)
+    state = transform.init(params)
+    for _ in range(2):
+        assert state.mu["a"].dtype == mu and state.nu["a"].dtype == nu
+        assert state.count.dtype == jnp.int32
+        out, state = transform.update(params, state)
+        assert out["a"].dtype == given
+
+
+# ------------------------------------------------------------------ scale_by_sevo
+
+
+@pytest.fixture
+def adjacency(random_graph):
+    return random_graph(0, 6, isolated=(5,), self_loops=True)
+
+
+def sparse(dense):
+    return scipy.sparse.csr_array(dense)
+
+
+def smoothed(transform, updates, **extra):
+    out, state = transform.update(updates, transform.init(updates), **extra)
+    assert state.count == 1
+    return out
+
+
+def test_smooths_the_named_leaf_and_touches_no_other(adjacency, oracle, rng, x64):
+    updates = {
+        "item": jnp.asarray(rng.normal(size=(6, 3))),
+        "old_item": jnp.asarray(rng.normal(size=(6, 3))),
+        "bias": jnp.asarray(rng.normal(size=6)),
+    }
+    out = smoothed(sevo.scale_by_sevo({"item": sparse(adjacency)}, 0.9, 2), updates)
+    expected = oracle.neumann(adjacency, np.asarray(updates["item"]), 0.9, 2)
+    np.testing.assert_allclose(out["item"], expected, rtol=1e-12)
+    assert out["old_item"] is updates["old_item"]
+    assert out["bias"] is updates["bias"]
+
+
+@pytest.mark.parametrize(
+    "options, name, arguments",
+    [
+        ({}, "neumann", (0.99, 3)),
+        ({"beta": 0.5, "num_layers": 1}, "neumann", (0.5, 1)),
+        ({"rescale": False}, "neumann", (0.99, 3, False)),
+        ({"approximation": "iterative"}, "iterative", (0.99, 3)),
+        ({"approximation": "iterative", "rescale": False}, "iterative", (0.99, 3)),
+    ],
+)
+def test_options(options, name, arguments, adjacency, oracle, rng, x64):
+    x = rng.normal(size=(6, 3))
+    out = smoothed(sevo.scale_by_sevo(sparse(adjacency), **options), jnp.asarray(x))
+    expected = getattr(oracle, name)(adjacency, x, *arguments)
+    np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_a_name_that_matches_several_leaves_smooths_each_alone(
+    adjacency, oracle, rng, x64
+):
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+    updates = {"in": {"table": jnp.asarray(x)}, "out": {"table": jnp.asarray(y)}}
+    out = smoothed(sevo.scale_by_sevo({"table": sparse(adjacency)}, 0.9), updates)
+    for name, given in (("in", x), ("out", y)):
+        expected = oracle.neumann(adjacency, given, 0.9, 3)
+        np.testing.assert_allclose(out[name]["table"], expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "a", "b"), ("b", "c", "a")])
+def test_joint_table_is_stacked_in_the_order_of_the_names(
+    order, transposed, adjacency, oracle, rng, x64
+):
+    turn = np.transpose if transposed else np.asarray
+    leaves = {k: rng.normal(size=(n, 4)) for k, n in (("a", 1), ("b", 3), ("c", 2))}
+    updates = {k: jnp.asarray(turn(leaf)) for k, leaf in leaves.items()}
+    out = smoothed(sevo.scale_by_sevo({order: sparse(adjacency)}, 0.9), updates)
+    stacked = np.concatenate([leaves[name] for name in order])
+    expected = oracle.neumann(adjacency, stacked, 0.9, 3)
+    actual = np.concatenate([turn(out[name]) for name in order])
+    np.testing.assert_allclose(actual, expected, rtol=1e-11)
+
+
+def test_transposed_table_and_its_square_exception(adjacency, oracle, rng, x64):
+    kernel, square = rng.normal(size=(3, 6)), rng.normal(size=(6, 6))
+    updates = {"kernel": jnp.asarray(kernel), "square": jnp.asarray(square)}
+    graphs = {"kernel": sparse(adjacency), "square": sparse(adjacency)}
+    out = smoothed(sevo.scale_by_sevo(graphs, 0.9), updates)
+    expected = oracle.neumann(adjacency, kernel.T, 0.9, 3).T
+    np.testing.assert_allclose(out["kernel"], expected, rtol=1e-11)
+    expected = oracle.neumann(adjacency, square, 0.9, 3)
+    np.testing.assert_allclose(out["square"], expected, rtol=1e-11)
+
+
+def test_schedule_of_the_strength(adjacency, oracle, rng, x64):
+    x = rng.normal(size=(6, 3))
+    betas = [0.0, 0.3, 0.6, 0.9]
+    transform = sevo.scale_by_sevo(
+        sparse(adjacency), lambda count: jnp.asarray(betas)[count]
+    )
+    state = transform.init(jnp.asarray(x))
+    update = jax.jit(transform.update)
+    for step, beta in enumerate(betas):
+        assert state.count == step and state.count.dtype == jnp.int32
+        out, state = update(jnp.asarray(x), state)
+        expected = oracle.neumann(adjacency, x, beta, 3)
+        np.testing.assert_allclose(out, expected, rtol=1e-11)
+
+
+def test_graphs_given_to_update_replace_the_bound_ones(
+    adjacency, random_graph, oracle, rng, x64
+):
+    x, other = rng.normal(size=(6, 3)), random_graph(7, 6)
+    transform = sevo.scale_by_sevo({"item": sparse(adjacency)}, 0.9)
+    updates = {"item": jnp.asarray(x)}
+    state = transform.init(updates)
+
+    @jax.jit
+    def update(graphs):
+        return transform.update(updates, state, graphs=graphs)[0]["item"]
+
+    for dense in (other, adjacency):
+        out = update({"item": sevo.prepare(sparse(dense))})
+        np.testing.assert_allclose(out, oracle.neumann(dense, x, 0.9, 3), rtol=1e-11)
+    out = transform.update(updates, state)[0]["item"]
+    np.testing.assert_allclose(out, oracle.neumann(adjacency, x, 0.9, 3), rtol=1e-11)
+    whole = sevo.scale_by_sevo(sparse(adjacency), 0.9)
+    out = smoothed(whole, jnp.asarray(x), graphs=sparse(other))
+    np.testing.assert_allclose(out, oracle.neumann(other, x, 0.9, 3), rtol=1e-11)
+
+
+def test_graphs_given_to_update_need_the_same_names(adjacency):
+    transform = sevo.scale_by_sevo({"item": sparse(adjacency)})
+    updates = {"item": jnp.ones((6, 2)), "user": jnp.ones((6, 2))}
+    with pytest.raises(ValueError, match=r"for \['user'\].*made for \['item'\]"):
+        smoothed(transform, updates, graphs={"user": sparse(adjacency)})
+
+
+def test_unknown_extra_arguments_are_swallowed(adjacency):
+    updates = jnp.ones((6, 2))
+    for transform in (
+        sevo.scale_by_sevo(sparse(adjacency)),
+        sevo.scale_by_moment_corrected_adam(),
+    ):
+        out = smoothed(transform, updates, value=1.0, loss_fn=None)
+        np.testing.assert_array_equal(out, smoothed(transform, updates))
+
+
+def test_state_of_smoothing_is_its_count_alone(adjacency):
+    transform = sevo.scale_by_sevo({"item": sparse(adjacency)})
+    state = transform.init({"item": jnp.ones((6, 2))})
+    assert isinstance(state, sevo.ScaleBySevoState)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [()]
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtype_of_the_updates_is_kept(kind, adjacency, oracle, rng):
+    x = jnp.asarray(rng.normal(size=(6, 3))).astype(kind)
+    out = smoothed(sevo.scale_by_sevo(sparse(adjacency)), x)
+    assert out.dtype == kind
+    expected = oracle.neumann(adjacency, np.asarray(x, np.float64), 0.99, 3)
+    np.testing.assert_allclose(
+        np.asarray(out, np.float64),
+        expected,
+        rtol=float(jnp.finfo(kind).eps),
+        atol=2e-6,
+    )
+
+
+def test_joint_table_of_two_dtypes_keeps_both(adjacency, oracle, rng):
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
+    updates = {
+        "a": jnp.asarray(x, jnp.float32),
+        "b": jnp.asarray(y, jnp.bfloat16),
+    }
+    with jax.numpy_dtype_promotion("standard"):
+        out = smoothed(sevo.scale_by_sevo({("a", "b"): sparse(adjacency)}), updates)
+    assert out["a"].dtype == jnp.float32 and out["b"].dtype == jnp.bfloat16
+    stacked = np.concatenate(
+        [np.asarray(leaf, np.float64) for leaf in updates.values()]
+    )
+    expected = oracle.neumann(adjacency, stacked, 0.99, 3)
+    np.testing.assert_allclose(out["a"], expected[:4], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        np.asarray(out["b"], np.float64), expected[4:], rtol=0.004, atol=1e-5
+    )
+
+
+def test_one_nan_reaches_what_lies_within_the_hops():
+    path = np.diag(np.ones(5), 1) + np.diag(np.ones(5), -1)
+    updates = jnp.ones((6, 1)).at[0].set(jnp.nan)
+    out = smoothed(sevo.scale_by_sevo(sparse(path), 0.9, num_layers=2), updates)
+    np.testing.assert_array_equal(np.isnan(out[:, 0]), [1, 1, 1, 0, 0, 0])
+
+
+def test_chained_after_adam_it_smooths_the_direction(adjacency, oracle, rng):
+    gradients = rng.normal(size=(4, 6, 3)).astype(np.float32)
+    plain = optax.scale_by_adam()
+    with jax.numpy_dtype_promotion("standard"):
+        chained = optax.chain(
+            optax.scale_by_adam(), sevo.scale_by_sevo(sparse(adjacency))
+        )
+        state = plain.init(jnp.asarray(gradients[0])), chained.init(gradients[0])
+        for gradient in gradients:
+            direction, first = plain.update(jnp.asarray(gradient), state[0])
+            out, second = chained.update(jnp.asarray(gradient), state[1])
+            state = first, second
+    expected = oracle.neumann(adjacency, np.asarray(direction, np.float64), 0.99, 3)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
