@@ -1,0 +1,345 @@
+"""SASRec: next-item recommendation by causal self-attention.
+
+Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018, in the form
+that the SEvo paper trains: the residual of the attention is the un-normalised input,
+that of the feed-forward its normalised one, and the left pads of a short sequence
+take part in the attention as keys.
+
+Training reads packed rows (`sevo_jax.data.packing`) and computes what the padded frame
+would: a pad is a zero cell, so all pads of a user have one same key and value, the
+biases of the in-projection, and enter the softmax in closed form.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from scipy import special
+
+from sevo_jax.data.packing import PackedBatch, PackedEpochs, left_pad
+from sevo_jax.data.sequences import Sequences
+from sevo_jax.models import layers
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """Hyper-parameters of `SASRec`.
+
+    Attributes:
+        max_len: Longest input, the most recent items of a user.
+        width: Size of the item embeddings and of every layer.
+        num_heads: Attention heads, a divisor of `width`.
+        num_blocks: Blocks of attention and feed-forward.
+        dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
+    """
+
+    max_len: int = 50
+    width: int = 64
+    num_heads: int = 1
+    num_blocks: int = 2
+    dropout: float = 0.3
+
+    def __post_init__(self):
+        for name in ("max_len", "width", "num_heads", "num_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide width, got {self.num_heads} and {self.width}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Layout(NamedTuple):
+    """Where the cells of packed rows belong, for the blocks.
+
+    Attributes:
+        valid: Whether a cell holds an item.
+        num_pads: Left pads of a cell's user.
+        visibility: What is added to the score of a query (second last axis) and a key
+            (last axis): 0 for the query's own cell and the earlier ones of its
+            segment, `log(num_pads)` for the last key, which stands for all the left
+            pads, `-inf` for the rest.
+    """
+
+    valid: Bool[Array, "rows cells"]
+    num_pads: Int[Array, "rows cells"]
+    visibility: Float[Array, "rows cells keys"]
+
+
+def lay_out(segments, num_pads, dtype) -> Layout:
+    """Returns the `Layout` of packed rows, with one key more than cells."""
+    same = segments[:, :, None] == segments[:, None, :]
+    counts = [jnp.tril(same).astype(dtype), num_pads[..., None].astype(dtype)]
+    return Layout(segments > 0, num_pads, jnp.log(jnp.concatenate(counts, axis=-1)))
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention within segments, the left pads included.
+
+    Queries come from one input, keys and values from another.
+    """
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        # One kernel for query, key and value: Xavier's bound is that of the stack.
+        shape = (config.width, 3 * config.width)
+        self.kernel_in = nnx.Param(layers.xavier_uniform(rngs.params(), shape))
+        self.bias_in = nnx.Param(jnp.zeros(3 * config.width))
+        self.project_out = nnx.Linear(
+            config.width, config.width, kernel_init=layers.xavier_normal, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        queries: Float[Array, "rows cells width"],
+        x: Float[Array, "rows cells width"],
+        layout: Layout,
+        key: jax.Array | None,
+    ) -> Float[Array, "rows cells width"]:
+        rows, cells, width = x.shape
+        num_heads = self.config.num_heads
+        kernel, bias = self.kernel_in[...], self.bias_in[...]
+
+        def heads(y):
+            # Products with one batch axis are several times faster on CPU than with
+            # two, so a head counts as a row.
+            y = y.reshape(rows, -1, num_heads, width // num_heads)
+            return y.swapaxes(1, 2).reshape(rows * num_heads, -1, width // num_heads)
+
+        # The left pads of a user are zero cells: one key and value for all of them.
+        with_pad = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+        query = heads(queries @ kernel[:, :width] + bias[:width])
+        keys, values = jnp.split(
+            with_pad @ kernel[:, width:] + bias[width:], 2, axis=-1
+        )
+
+        scale = 1 / math.sqrt(width // num_heads)
+        scores = jnp.einsum("nqd,nkd->nqk", query * scale, heads(keys))
+        scores = scores.reshape(rows, num_heads, cells, cells + 1)
+        weights = jax.nn.softmax(scores + layout.visibility[:, None])
+        weights = self._dropout(weights, layout.num_pads, key)
+        weights = weights.reshape(rows * num_heads, cells, cells + 1)
+        mixed = jnp.einsum("nqk,nkd->nqd", weights, heads(values))
+        mixed = mixed.reshape(rows, num_heads, cells, -1).swapaxes(1, 2)
+        return self.project_out(mixed.reshape(rows, cells, width))
+
+    def _dropout(self, weights, num_pads, key):
+        """Drops weights `[rows, heads, cells, cells + 1]`, each pad for itself.
+
+        Of n pads, equal but for the draw, Binomial(n, 1 - rate) keep their weight.
+        """
+        rate = self.config.dropout
+        if key is None or rate == 0:
+            return weights
+        key, pads_key = jax.random.split(key)
+        num_pads = jnp.broadcast_to(num_pads[:, None], weights.shape[:-1])
+        kept = sample_binomial(num_pads, 1 - rate, self.config.max_len, pads_key)
+        expected = (1 - rate) * jnp.maximum(num_pads, 1).astype(weights.dtype)
+        share = kept.astype(weights.dtype) / expected
+        return jnp.concatenate(
+            [
+                layers.dropout(weights[..., :-1], rate, key),
+                weights[..., -1:] * share[..., None],
+            ],
+            axis=-1,
+        )
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each behind a layer norm."""
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.dropout = config.dropout
+        self.attention_norm = _norm(width, rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.feed_forward_norm = _norm(width, rngs)
+        initial = layers.fan_in_uniform(width)
+        self.expand, self.contract = (
+            nnx.Linear(width, width, kernel_init=initial, bias_init=initial, rngs=rngs)
+            for _ in range(2)
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "rows cells width"],
+        layout: Layout,
+        key: jax.Array | None,
+    ) -> Float[Array, "rows cells width"]:
+        keys = layers.split(key, 3)
+        x += self.attention(self.attention_norm(x), x, layout, keys[0])
+        y = self.feed_forward_norm(x)
+        hidden = nnx.relu(layers.dropout(self.expand(y), self.dropout, keys[1]))
+        y += layers.dropout(self.contract(hidden), self.dropout, keys[2])
+        return jnp.where(layout.valid[..., None], y, 0)
+
+
+class SASRec(nnx.Module):
+    """Self-attentive sequential recommender.
+
+    Item `i` is row `i + 1` of the item table, which is input and output table in one;
+    row 0 stands for padding and never gets a gradient.
+
+    Args:
+        num_items: How many items there are.
+        config: Hyper-parameters.
+        rngs: Source of the initial values (stream `params`).
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from sevo_jax.data.sequences import Sequences
+        >>> model = SASRec(9, SASRecConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
+        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+        >>> epochs = model.epochs(train, batch_size=2, seed=0)
+        >>> step = PackedBatch(*(field[0] for field in epochs[0]))
+        >>> model.loss(step, rng=jax.random.key(0)).shape
+        ()
+        >>> model.score(model.inputs(train)).shape
+        (2, 9)
+    """
+
+    Config = SASRecConfig
+    item_offset = 1
+    smoothed = ("item_embedding",)
+
+    def __init__(self, num_items: int, config: SASRecConfig, *, rngs: nnx.Rngs):
+        if num_items < 1:
+            raise ValueError(f"num_items must be positive, got {num_items}")
+        self.num_items = num_items
+        self.config = config
+        width = config.width
+        self.item_embedding = nnx.Param(
+            layers.xavier_normal(rngs.params(), (num_items + self.item_offset, width))
+        )
+        self.position_embedding = nnx.Param(
+            layers.xavier_normal(rngs.params(), (config.max_len, width))
+        )
+        self.blocks = nnx.List(
+            [Block(config, rngs=rngs) for _ in range(config.num_blocks)]
+        )
+        self.final_norm = _norm(width, rngs)
+
+    def loss(self, batch: PackedBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
+        """Returns the binary cross-entropy of positives and negatives.
+
+        The sum of two means over all cells that hold an item: of
+        `softplus(-<f, E_target>)` and of `softplus(<f, E_negative>)`.
+
+        Args:
+            batch: One step, fields `[rows, cells]`.
+            rng: Key of the step's dropout; None trains without dropout.
+        """
+        ids = jnp.stack([batch.inputs, batch.targets, batch.negatives])
+        inputs, targets, negatives = self.item_embedding[...][ids]
+        features = self._features(
+            inputs, batch.segments, batch.positions, batch.num_pads, rng
+        )
+        losses = jax.nn.softplus(-jnp.sum(features * targets, axis=-1))
+        losses += jax.nn.softplus(jnp.sum(features * negatives, axis=-1))
+        valid = batch.segments > 0
+        return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
+
+    def encode(
+        self, inputs: Int[Array, "users max_len"]
+    ) -> Float[Array, "users max_len width"]:
+        """Returns the features of left-padded frames, without dropout.
+
+        Args:
+            inputs: Rows of the item table, 0 for the pads (see `inputs`).
+        """
+        # A padded frame is a packed row of one segment.
+        segments = (inputs > 0).astype(jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+        num_pads = jnp.sum(inputs == 0, axis=1, keepdims=True)
+        return self._features(
+            self.item_embedding[...][inputs],
+            segments,
+            positions,
+            jnp.broadcast_to(num_pads, inputs.shape),
+            None,
+        )
+
+    def score(
+        self, inputs: Int[Array, "users max_len"]
+    ) -> Float[Array, "users num_items"]:
+        """Returns each item's score as the next one after left-padded frames."""
+        return self.encode(inputs)[:, -1] @ self.item_embedding[self.item_offset :].T
+
+    def inputs(self, sequences: Sequences) -> np.ndarray:
+        """Returns the frames that `score` takes, int32 `[len(sequences), max_len]`.
+
+        Args:
+            sequences: Items of each user, `0..num_items-1`, the oldest first.
+
+        Raises:
+            ValueError: If an item is out of range.
+        """
+        if sequences.values.size:
+            least, most = sequences.values.min(), sequences.values.max()
+            if least < 0 or most >= self.num_items:
+                raise ValueError(
+                    f"items run from {least} to {most}, the model knows "
+                    f"0..{self.num_items - 1}: map them as its training data was"
+                )
+        return left_pad(sequences, self.config.max_len, self.item_offset)
+
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PackedEpochs:
+        """Returns the epochs of `train`, by number; a step of one is a loss's batch."""
+        return PackedEpochs(
+            train,
+            self.num_items,
+            max_len=self.config.max_len,
+            batch_size=batch_size,
+            seed=seed,
+            item_offset=self.item_offset,
+        )
+
+    def _features(self, embedded, segments, positions, num_pads, rng):
+        """Encodes packed rows `[rows, cells]` of embedded items."""
+        config = self.config
+        layout = lay_out(segments, num_pads, embedded.dtype)
+        keys = layers.split(rng, 1 + config.num_blocks)
+        x = math.sqrt(config.width) * embedded + self.position_embedding[...][positions]
+        x = layers.dropout(x, config.dropout, keys[0])
+        x = jnp.where(layout.valid[..., None], x, 0)
+        for block, key in zip(self.blocks, keys[1:], strict=True):
+            x = block(x, layout, key)
+        return self.final_norm(x)
+
+
+def sample_binomial(
+    num_trials: Int[Array, "..."],
+    probability: float,
+    max_trials: int,
+    key: jax.Array,
+) -> Int[Array, "..."]:
+    """Draws from Binomial(num_trials, probability), one uniform number an entry.
+
+    Inverts the distribution function, tabulated for every number of trials: exact up
+    to the 2**-23 grid of the uniform numbers, and far cheaper than rejection.
+
+    Args:
+        num_trials: In `0..max_trials`.
+        probability: Of success, in (0, 1].
+        max_trials: Most trials.
+        key: Source of the draw.
+    """
+    trials = np.arange(max_trials + 1)
+    successes = np.minimum(trials, trials[:, None])
+    table = special.bdtr(successes, trials[:, None], probability).astype(np.float32)
+    uniform = jax.random.uniform(key, num_trials.shape, jnp.float32)
+    below = uniform[..., None] >= jnp.asarray(table)[num_trials]
+    return jnp.sum(below, axis=-1, dtype=jnp.int32)
+
+
+def _norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # The fast variance loses the digits that so small an epsilon relies on.
+    return nnx.LayerNorm(width, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
