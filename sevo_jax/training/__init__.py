@@ -1,0 +1,31 @@
+"""Training of the reference recommenders: recipes, the loop, checkpoints."""
+
+from sevo_jax.training.checkpoint import CheckpointError, fingerprint, has_checkpoint
+from sevo_jax.training.optimizers import make_optimizer, optimizer_names
+from sevo_jax.training.recipe import (
+    RECIPES,
+    GraphConfig,
+    OptimizerConfig,
+    Recipe,
+    find_recipe,
+)
+from sevo_jax.training.runs import RunResult, SavedRun, load
+from sevo_jax.training.trainer import Trainer, train
+
+__all__ = [
+    "RECIPES",
+    "CheckpointError",
+    "GraphConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "RunResult",
+    "SavedRun",
+    "Trainer",
+    "find_recipe",
+    "fingerprint",
+    "has_checkpoint",
+    "load",
+    "make_optimizer",
+    "optimizer_names",
+    "train",
+]

@@ -1,0 +1,97 @@
+"""Optimizers by name: SEvo's own and every one of optax that training can drive."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+import sevo_jax as sevo
+from sevo_jax.training.recipe import OptimizerConfig, suggestion
+
+_SEVO: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "sevo_adamw": sevo.sevo_adamw,
+    "sevo_adam": sevo.sevo_adam,
+    "sevo_sgd": sevo.sevo_sgd,
+}
+# What a parameter of these names means is the same all over optax. `beta` is not:
+# there it is a momentum.
+_COMMON = ("learning_rate", "weight_decay", "b1", "b2", "momentum")
+_SMOOTHING = ("beta", "num_layers", "approximation", "rescale", "moment_correction")
+
+
+def optimizer_names() -> list[str]:
+    """Names that `make_optimizer` knows: SEvo's, then those of optax, sorted."""
+    return [*_SEVO, *sorted(_optax_factories())]
+
+
+def make_optimizer(
+    config: OptimizerConfig, graphs: Mapping[Any, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that `config` names, with the hyper-parameters that apply to it.
+
+    Args:
+      config: name and hyper-parameters; those that the optimizer's signature does not
+        have are left out.
+      graphs: leaf names to graphs, for the SEvo optimizers; `update` may be given
+        others by `graphs=`. The optimizers of optax take no notice of either.
+
+    Returns:
+      An optimizer whose `update` accepts extra arguments.
+
+    Raises:
+      ValueError: if there is no optimizer of this name, or it needs more for an
+        update than gradients and parameters (`optax.lbfgs`).
+
+    Examples:
+      >>> optimizer = make_optimizer(OptimizerConfig(name="lion"), {})
+    """
+    if config.name in _SEVO:
+        factory, names = _SEVO[config.name], (*_COMMON, *_SMOOTHING)
+        arguments: dict[str, Any] = {"graphs": graphs}
+    else:
+        factories = _optax_factories()
+        if config.name not in factories:
+            known = optimizer_names()
+            raise ValueError(
+                f"optimizer {config.name!r}: {suggestion(config.name, known)}"
+            )
+        factory, names, arguments = factories[config.name], _COMMON, {}
+    accepted = inspect.signature(factory).parameters
+    values = {name: getattr(config, name) for name in names if name in accepted}
+    arguments |= {name: value for name, value in values.items() if value is not None}
+    optimizer = optax.with_extra_args_support(factory(**arguments))
+    if config.name not in _SEVO:
+        _check_drivable(config.name, optimizer)
+    return optimizer
+
+
+def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """What optax and optax.contrib have that asks for a learning rate at most."""
+    factories = {}
+    for module in (optax.contrib, optax):
+        for name, factory in inspect.getmembers(module, inspect.isfunction):
+            first, *others = [*inspect.signature(factory).parameters.values(), None]
+            if first is None or first.name != "learning_rate":
+                continue
+            required = any(p and p.default is p.empty for p in others)
+            # The schedule-free ones are evaluated at other parameters than they train.
+            if not required and not name.startswith(("_", "schedule_free")):
+                factories[name] = factory
+    return factories
+
+
+def _check_drivable(name: str, optimizer: optax.GradientTransformationExtraArgs):
+    params = {"matrix": jax.ShapeDtypeStruct((2, 2), "float32")}
+    try:
+        state = jax.eval_shape(optimizer.init, params)
+        jax.eval_shape(optimizer.update, params, state, params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"optimizer {name!r} needs more for an update than gradients and "
+            f"parameters, which is all this trainer gives: {error}"
+        ) from error

@@ -1,0 +1,349 @@
+"""The training loop: train, validate every few epochs, keep the best, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+import sevo_jax as sevo
+from sevo_jax.data.split import LeaveOneOut
+from sevo_jax.evaluation import Evaluator
+from sevo_jax.models import MODELS
+from sevo_jax.training.checkpoint import (
+    Checkpoints,
+    check_same,
+    fingerprint,
+    has_checkpoint,
+    versions,
+)
+from sevo_jax.training.logging import RunLog, replace_text
+from sevo_jax.training.optimizers import make_optimizer
+from sevo_jax.training.recipe import Recipe
+from sevo_jax.training.runs import Progress, RunResult
+from sevo_jax.training.step import TrainState, train_epoch
+
+SELECTION = "NDCG@10"
+"""The validation metric that chooses the best epoch."""
+
+
+@dataclass
+class _Run:
+    """A run while it goes."""
+
+    seed: int
+    identity: dict[str, Any]
+    graphdef: nnx.GraphDef
+    state: TrainState
+    best: nnx.State
+    progress: Progress
+    log: RunLog
+    checkpoints: Checkpoints | None
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def save(self) -> None:
+        if self.checkpoints is None:
+            return
+        self.progress.seconds = self.seconds
+        self.checkpoints.save(
+            self.progress.epoch,
+            training=self.state,
+            best=self.best,
+            about={"identity": self.identity, "progress": asdict(self.progress)},
+        )
+
+
+class Trainer:
+    """Trains a recipe on a split, once a seed.
+
+    Graph, evaluators and compiled programs are made once and serve all seeds.
+
+    Args:
+      recipe: what to run.
+      split: the data.
+
+    Raises:
+      ValueError: if there is no such optimizer, or the data do not fit the model.
+
+    Examples:
+      >>> import dataclasses
+      >>> from sevo_jax.data import leave_one_out
+      >>> from sevo_jax.data.synthetic import planted
+      >>> from sevo_jax.training import find_recipe
+      >>> recipe = dataclasses.replace(find_recipe("sasrec-synthetic"), epochs=1)
+      >>> trainer = Trainer(recipe, leave_one_out(planted()))
+      >>> result = trainer.run(seed=0, progress=False)
+      >>> sorted(result.test)
+      ['HR@1', 'HR@10', 'HR@5', 'NDCG@10', 'NDCG@5']
+    """
+
+    def __init__(self, recipe: Recipe, split: LeaveOneOut):
+        self.recipe = recipe
+        self.split = split
+        self.protocol = (
+            f"leave-one-out, full ranking of {split.num_items} items with seen ones "
+            f"masked, mean over users; best epoch by validation {SELECTION} every "
+            f"{recipe.eval_every} epochs; test input includes the validation item"
+        )
+        kind = MODELS[recipe.model]
+        graph = sevo.prepare(
+            sevo.graphs.cooccurrence(
+                split.train,
+                split.num_items,
+                item_offset=kind.item_offset,
+                **asdict(recipe.graph),
+            )
+        )
+        self.graphs = {name: graph for name in kind.smoothed}
+        self._optimizer = make_optimizer(recipe.optimizer, self.graphs)
+        model = self._new_model(0)
+        self._valid = Evaluator(model, split, "valid")
+        self._test = Evaluator(model, split, "test")
+
+    def run(
+        self,
+        *,
+        seed: int = 0,
+        output: str | Path | None = None,
+        resume: bool = False,
+        progress: bool = True,
+        label: str = "",
+    ) -> RunResult:
+        """Trains for the recipe's epochs and measures the best parameters.
+
+        Before each epoch whose number is a multiple of `recipe.eval_every`, epoch 0
+        included, and once at the end, NDCG@10 on the validation items is measured;
+        parameters that beat all before are kept, and their validation and test
+        metrics are the result.
+
+        Args:
+          seed: in [0, 2**32); determines initial values, batches and dropout.
+          output: directory of the run; it gets `run.json`, `metrics.jsonl`,
+            `tensorboard/`, `checkpoints/` (one an evaluation, the last is kept) and,
+            at the end, `result.json`. None writes nothing.
+          resume: whether to go on from the checkpoint in `output`, with the same
+            result, bit for bit, as if the run had never stopped.
+          progress: whether to show progress on standard error.
+          label: what to call the run there.
+
+        Raises:
+          ValueError: if the seed is out of range, or `resume` lacks an `output`.
+          FileExistsError: if `output` holds a run and `resume` is false.
+          CheckpointError: if there is no checkpoint to resume, it is corrupt, or it
+            is of other data, another recipe, seed or version of the libraries.
+          FloatingPointError: if a loss or a score is not finite.
+        """
+        began = time.perf_counter()
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}: it must be in [0, 2**32)")
+        if resume and output is None:
+            raise ValueError("resume=True needs output: the directory of the run")
+        directory = None if output is None else Path(output)
+        identity = {
+            "recipe": self.recipe.to_dict(),
+            "seed": seed,
+            "dataset": fingerprint(self.split),
+            "versions": versions(),
+        }
+        graphdef, params = nnx.split(self._new_model(seed))
+        state = TrainState(params, self._optimizer.init(params))
+        best = jax.tree.map(jnp.copy, params)
+        so_far = Progress()
+        with contextlib.ExitStack() as stack:
+            checkpoints = None
+            if directory is not None:
+                if not resume:
+                    _claim(directory, identity | {"protocol": self.protocol})
+                checkpoints = stack.enter_context(
+                    Checkpoints(directory, create=not resume)
+                )
+            if resume:
+                assert checkpoints is not None
+                about = checkpoints.about()
+                check_same(about["identity"], identity)
+                arrays = checkpoints.arrays(training=state, best=best)
+                state, best = arrays["training"], arrays["best"]
+                so_far = Progress(**about["progress"])
+            log = stack.enter_context(
+                RunLog(
+                    directory,
+                    start=so_far.epoch,
+                    epochs=self.recipe.epochs,
+                    progress=progress,
+                    label=label,
+                )
+            )
+            run = _Run(
+                seed=seed,
+                identity=identity,
+                graphdef=graphdef,
+                state=state,
+                best=best,
+                progress=so_far,
+                log=log,
+                checkpoints=checkpoints,
+                began=began - so_far.seconds,
+            )
+            self._loop(run)
+            result = self._result(run)
+        if directory is not None:
+            text = json.dumps(result.to_dict(), indent=2)
+            replace_text(directory / "result.json", text + "\n")
+        return result
+
+    def _new_model(self, seed: int) -> Any:
+        kind = MODELS[self.recipe.model]
+        return kind(self.split.num_items, self.recipe.architecture, rngs=nnx.Rngs(seed))
+
+    def _loop(self, run: _Run) -> None:
+        recipe = self.recipe
+        model: Any = nnx.merge(run.graphdef, run.best)
+        epochs = model.epochs(
+            self.split.train, batch_size=recipe.batch_size, seed=run.seed
+        )
+
+        def draw(epoch):
+            return jax.device_put(epochs[epoch])
+
+        for batches in _ahead(draw, run.progress.epoch, recipe.epochs):
+            if run.progress.epoch % recipe.eval_every == 0:
+                self._evaluate(run)
+            self._train_epoch(run, batches)
+        self._evaluate(run)
+
+    def _train_epoch(self, run: _Run, batches: Any) -> None:
+        began = time.perf_counter()
+        epoch = run.progress.epoch
+        run.state, step_losses = train_epoch(
+            run.graphdef,
+            self._optimizer,
+            run.state,
+            batches,
+            self.graphs,
+            np.uint32(run.seed),
+            np.int32(epoch),
+        )
+        step_losses = np.asarray(step_losses, np.float64)
+        if not np.isfinite(step_losses).all():
+            step = int(np.argmin(np.isfinite(step_losses)))
+            raise FloatingPointError(
+                f"the loss is {step_losses[step]} at step {step} of epoch {epoch} "
+                f"(learning rate {self.recipe.optimizer.learning_rate}): the run has "
+                "diverged, lower the learning rate"
+            )
+        loss, seconds = float(step_losses.mean()), time.perf_counter() - began
+        run.progress.epoch = epoch + 1
+        run.progress.losses.append(loss)
+        run.progress.epoch_seconds.append(seconds)
+        run.log.train(epoch, loss, seconds)
+
+    def _evaluate(self, run: _Run) -> None:
+        progress = run.progress
+        # The checkpoint that a run resumes from has its evaluation already.
+        if progress.evaluated:
+            return
+        began = time.perf_counter()
+        model = nnx.merge(run.graphdef, run.state.params)
+        valid = self._valid(model)
+        if valid[SELECTION] > progress.best:
+            progress.best, progress.best_epoch = valid[SELECTION], progress.epoch
+            # A copy, for the next epoch takes the buffers over.
+            run.best = jax.tree.map(jnp.copy, run.state.params)
+        record = {
+            "epoch": progress.epoch,
+            "loss": progress.losses[-1] if progress.losses else None,
+            "valid": valid,
+            **self._smoothness(model),
+            "seconds": time.perf_counter() - began,
+        }
+        progress.history.append(record)
+        run.log.evaluation(record)
+        run.save()
+
+    def _smoothness(self, model: Any) -> dict[str, float | None]:
+        if not self.graphs:
+            return {"smoothness": None, "relative_smoothness": None}
+        sums = np.zeros(2)
+        for name, graph in self.graphs.items():
+            sums += np.asarray(_smoothness_and_norm(graph, getattr(model, name)[...]))
+        smoothness, norm = sums.tolist()
+        return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
+
+    def _result(self, run: _Run) -> RunResult:
+        model = nnx.merge(run.graphdef, run.best)
+        return RunResult(
+            model=self.recipe.model,
+            optimizer=self.recipe.optimizer.name,
+            dataset=self.split.log.name,
+            seed=run.seed,
+            protocol=self.protocol,
+            best_epoch=run.progress.best_epoch,
+            valid=self._valid(model),
+            test=self._test(model),
+            seconds_per_epoch=run.progress.seconds_per_epoch,
+            seconds=run.seconds,
+            losses=run.progress.losses,
+            history=run.progress.history,
+            recipe=self.recipe,
+            trained=model,
+        )
+
+
+def train(
+    recipe: Recipe,
+    split: LeaveOneOut,
+    *,
+    seed: int = 0,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    label: str = "",
+) -> RunResult:
+    """Trains a recipe on a split with one seed: `Trainer(recipe, split).run(...)`."""
+    return Trainer(recipe, split).run(
+        seed=seed, output=output, resume=resume, progress=progress, label=label
+    )
+
+
+@jax.jit
+def _smoothness_and_norm(graph: Any, table: Float[Array, "n d"]):
+    return sevo.smoothing.smoothness(graph, table), jnp.sum(jnp.square(table))
+
+
+def _ahead(load: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+    """`load(start)` to `load(stop - 1)`, the next made while the caller is busy."""
+    if start >= stop:
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(load, start)
+        for number in range(start + 1, stop):
+            loaded, following = following.result(), pool.submit(load, number)
+            yield loaded
+        yield following.result()
+
+
+def _claim(output: Path, identity: dict[str, Any]) -> None:
+    """Makes the directory of a new run, unless there is one in it."""
+    if has_checkpoint(output) or (output / "result.json").exists():
+        raise FileExistsError(
+            f"{output} holds a run already: choose another directory, or resume it"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    # A run that was killed before its first checkpoint has left nothing to keep.
+    (output / "metrics.jsonl").unlink(missing_ok=True)
+    replace_text(output / "run.json", json.dumps(identity, indent=2) + "\n")

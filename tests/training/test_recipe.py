@@ -1,0 +1,123 @@
+import dataclasses
+import json
+
+import pytest
+
+from sevo_jax.models import SASRecConfig
+from sevo_jax.training import (
+    RECIPES,
+    GraphConfig,
+    OptimizerConfig,
+    Recipe,
+    find_recipe,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "batch_size", "max_len"),
+    [
+        ("sasrec-beauty", 0.3, 512, 50),
+        ("sasrec-toys", 0.3, 512, 50),
+        ("sasrec-tools", 0.7, 512, 50),
+        ("sasrec-ml-1m", 0.1, 128, 200),
+    ],
+)
+def test_recipes_of_the_paper(name, dropout, batch_size, max_len):
+    assert find_recipe(name) == Recipe(
+        model="sasrec",
+        architecture=SASRecConfig(
+            max_len=max_len, width=64, num_heads=1, num_blocks=2, dropout=dropout
+        ),
+        optimizer=OptimizerConfig(
+            name="sevo_adamw",
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            b1=0.9,
+            b2=0.98,
+            beta=0.99,
+            num_layers=3,
+            approximation="neumann",
+            rescale=True,
+            moment_correction=True,
+        ),
+        graph=GraphConfig(max_len=max_len, keep="last", max_hop=1),
+        batch_size=batch_size,
+        epochs=200,
+        eval_every=5,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_json_gives_the_recipe_back(name):
+    recipe = RECIPES[name]
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_left_out_fields_have_their_defaults():
+    expected = Recipe(epochs=3, optimizer=OptimizerConfig(beta=0.5))
+    assert Recipe.from_dict({"epochs": 3, "optimizer": {"beta": 0.5}}) == expected
+
+
+def test_with_optimizer_changes_the_name_alone():
+    recipe = find_recipe("sasrec-beauty")
+    other = recipe.with_optimizer("adamw")
+    assert other.optimizer.name == "adamw"
+    assert other.with_optimizer("sevo_adamw") == recipe
+
+
+def test_an_unknown_recipe_lists_the_like_ones():
+    with pytest.raises(ValueError, match="did you mean sasrec-beauty"):
+        find_recipe("sasrec-beuty")
+    with pytest.raises(ValueError, match="choose from sasrec-beauty, sasrec-ml-1m"):
+        find_recipe("xyz")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "epoch: there is none of this name, did you mean epochs"),
+        ({"optimizer": {"betta": 0.1}}, r"optimizer\.betta: .* did you mean beta"),
+        ({"epochs": "3"}, "epochs is '3': it must be int"),
+        ({"epochs": True}, "epochs is True: it must be int"),
+        ({"optimizer": {"rescale": 1}}, r"optimizer\.rescale is 1: it must be bool"),
+        ({"optimizer": {"momentum": "x"}}, r"momentum is 'x': it must be .*None"),
+        ({"graph": {"keep": "middle"}}, r"graph\.keep is 'middle'"),
+        ({"optimizer": 3}, "optimizer.* is 3: it must be a table"),
+        ({"model": "sasrek"}, "model is 'sasrek': .* did you mean sasrec"),
+    ],
+)
+def test_from_dict_refuses_what_is_no_recipe(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "range_"),
+    [
+        (OptimizerConfig, "learning_rate", 0.0, "above 0"),
+        (OptimizerConfig, "learning_rate", float("nan"), "above 0"),
+        (OptimizerConfig, "weight_decay", -0.1, "at least 0"),
+        (OptimizerConfig, "b1", 1.0, r"in \[0, 1\)"),
+        (OptimizerConfig, "b2", -0.1, r"in \[0, 1\)"),
+        (OptimizerConfig, "beta", 1.0, r"in \[0, 1\)"),
+        (OptimizerConfig, "momentum", 1.0, r"in \[0, 1\) or None"),
+        (OptimizerConfig, "num_layers", -1, "at least 0"),
+        (OptimizerConfig, "approximation", "exact", "one of neumann, iterative"),
+        (GraphConfig, "max_len", 1, "at least 2"),
+        (GraphConfig, "max_hop", 0, "at least 1"),
+        (GraphConfig, "keep", "both", "one of first, last"),
+        (GraphConfig, "weighting", "none", "one of frequency, distance"),
+        (Recipe, "batch_size", 0, "at least 1"),
+        (Recipe, "epochs", 0, "at least 1"),
+        (Recipe, "eval_every", 0, "at least 1"),
+        (Recipe, "model", "bert", "one of sasrec"),
+    ],
+)
+def test_values_out_of_range_are_refused(kind, field, value, range_):
+    with pytest.raises(ValueError, match=f"{kind.__name__}.{field} is .*{range_}"):
+        dataclasses.replace(kind(), **{field: value})
+
+
+def test_the_architecture_must_be_of_the_model():
+    with pytest.raises(ValueError, match="'sasrec' takes a SASRecConfig"):
+        Recipe(architecture=GraphConfig())  # pyright: ignore

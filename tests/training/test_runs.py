@@ -1,0 +1,61 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sevo_jax.data import leave_one_out
+from sevo_jax.data.synthetic import planted
+from sevo_jax.evaluation import evaluate
+from sevo_jax.training import CheckpointError, load
+from sevo_jax.training.runs import Progress
+
+
+def test_load_gives_the_best_model_back(finished, tiny_recipe, tiny_split):
+    result, output = finished
+    saved = load(output)
+    assert (saved.recipe, saved.seed) == (tiny_recipe, 3)
+    assert (saved.epoch, saved.best_epoch) == (12, result.best_epoch)
+    assert saved.result == json.loads(json.dumps(result.to_dict()))
+    assert evaluate(saved.model, tiny_split, "test") == result.test
+    np.testing.assert_array_equal(
+        saved.model.item_embedding[...], result.trained.item_embedding[...]
+    )
+
+
+def test_an_unfinished_run_has_no_result(finished, tmp_path):
+    _, output = finished
+    copy = shutil.copytree(output, tmp_path / "run")
+    (copy / "result.json").unlink()
+    assert load(copy).result is None
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint under"):
+        load(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_other_data_are_told_apart_from_the_same_under_another_name(
+    finished, tiny_split
+):
+    saved = load(finished[1])
+    renamed = dataclasses.replace(tiny_split.log, name="copy")
+    saved.check(leave_one_out(renamed))
+    with pytest.raises(CheckpointError, match="dataset.num_users was 300 and is 310"):
+        log = planted(num_users=310, num_items=100, num_groups=5)
+        saved.check(leave_one_out(log))
+
+
+def test_progress_is_evaluated_once_an_epoch():
+    progress = Progress()
+    assert not progress.evaluated
+    progress.history.append({"epoch": 0})
+    assert progress.evaluated
+    progress.epoch = 1
+    assert not progress.evaluated
+
+
+def test_seconds_per_epoch_ignores_the_epoch_that_compiles():
+    assert Progress(epoch_seconds=[30.0, 1.0, 1.5]).seconds_per_epoch == 1.5

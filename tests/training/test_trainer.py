@@ -1,0 +1,156 @@
+import dataclasses
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import sevo_jax as sevo
+from sevo_jax.evaluation import evaluate
+from sevo_jax.training import OptimizerConfig, train
+from sevo_jax.training.step import train_epoch
+from sevo_jax.training.trainer import _ahead
+
+
+def test_training_learns(finished):
+    result, _ = finished
+    untrained = result.history[0]["valid"]["NDCG@10"]
+    assert result.valid["NDCG@10"] > 2 * untrained
+    assert result.losses[-1] < 0.9 * result.losses[0]
+
+
+def test_evaluated_every_third_epoch_the_first_and_the_last_included(
+    finished, other_trainer
+):
+    result, _ = finished
+    assert [record["epoch"] for record in result.history] == [0, 3, 6, 9, 12]
+    assert result.history[0]["loss"] is None
+    assert [record["loss"] for record in result.history[1:]] == result.losses[2::3]
+    partial = other_trainer(epochs=4).run(seed=3, progress=False)
+    assert [record["epoch"] for record in partial.history] == [0, 3, 4]
+    assert partial.losses == result.losses[:4]
+
+
+def test_the_first_best_validation_is_kept(finished, tiny_split):
+    result, _ = finished
+    by_epoch = {r["epoch"]: r["valid"]["NDCG@10"] for r in result.history}
+    assert result.best_epoch == max(by_epoch, key=by_epoch.__getitem__)
+    record = next(r for r in result.history if r["epoch"] == result.best_epoch)
+    assert result.valid == record["valid"]
+    assert evaluate(result.trained, tiny_split, "valid") == result.valid
+    assert evaluate(result.trained, tiny_split, "test") == result.test
+
+
+def test_an_equal_validation_does_not_replace_the_best(other_trainer):
+    # With so small a step no rank changes.
+    still = OptimizerConfig(name="sgd", learning_rate=1e-30)
+    result = other_trainer(optimizer=still, epochs=3, eval_every=1).run(progress=False)
+    assert len({r["valid"]["NDCG@10"] for r in result.history}) == 1
+    assert result.best_epoch == 0
+
+
+def test_smoothness_is_the_trace_over_the_graph(finished, trainer, tiny_split):
+    result, _ = finished
+    table = np.asarray(result.trained.item_embedding[...], np.float64)
+    weights = np.asarray(
+        sevo.graphs.cooccurrence(
+            tiny_split.train, tiny_split.num_items, max_len=12, item_offset=1
+        ).todense(),
+        np.float64,
+    )
+    degrees = weights.sum(1)
+    scale = np.where(degrees > 0, 1 / np.sqrt(np.where(degrees > 0, degrees, 1)), 0)
+    laplacian = np.eye(len(table)) - scale[:, None] * weights * scale
+    expected = np.trace(table.T @ laplacian @ table)
+    record = next(r for r in result.history if r["epoch"] == result.best_epoch)
+    assert record["smoothness"] == pytest.approx(expected, rel=1e-4)
+    relative = expected / np.square(table).sum()
+    assert record["relative_smoothness"] == pytest.approx(relative, rel=1e-4)
+
+
+def test_epochs_and_seeds_share_one_program(trainer, finished):
+    size = train_epoch._cache_size()  # pyright: ignore
+    first = trainer.run(seed=0, progress=False)
+    second = trainer.run(seed=1, progress=False)
+    assert train_epoch._cache_size() == size  # pyright: ignore
+    assert first.losses != second.losses
+
+
+def test_a_seed_gives_the_same_run_again(trainer, finished):
+    result, _ = finished
+    again = trainer.run(seed=3, progress=False)
+    assert (again.losses, again.test) == (result.losses, result.test)
+    np.testing.assert_array_equal(
+        again.trained.item_embedding[...], result.trained.item_embedding[...]
+    )
+
+
+def test_optimizers_start_from_the_same_model_and_batches(
+    finished, tiny_recipe, tiny_split
+):
+    result, _ = finished
+    recipe = dataclasses.replace(tiny_recipe.with_optimizer("adamw"), epochs=1)
+    plain = train(recipe, tiny_split, seed=3, progress=False)
+    assert plain.optimizer == "adamw"
+    assert plain.history[0]["valid"] == result.history[0]["valid"]
+    assert plain.history[0]["smoothness"] == result.history[0]["smoothness"]
+    assert plain.losses[0] != result.losses[0]
+
+
+def test_a_run_that_diverges_says_where(other_trainer, tmp_path):
+    wild = OptimizerConfig(name="sgd", learning_rate=1e30)
+    trainer = other_trainer(optimizer=wild, epochs=2)
+    with pytest.raises(FloatingPointError, match=r"step [1-4] of epoch 0 .*1e\+30"):
+        trainer.run(output=tmp_path / "run", progress=False)
+    # Nothing that is not finite has reached the disk.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["evaluation"]
+
+
+def test_the_result_is_json_and_in_the_directory(finished, tiny_recipe):
+    result, output = finished
+    written = json.loads((output / "result.json").read_text())
+    assert written == json.loads(json.dumps(result.to_dict()))
+    assert written["recipe"] == tiny_recipe.to_dict()
+    assert set(written["test"]) == {"HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10"}
+    assert "trained" not in written
+    about = json.loads((output / "run.json").read_text())
+    assert about["versions"]["jax"] == jax.__version__
+    assert about["protocol"] == written["protocol"]
+    assert "100 items with seen ones masked" in written["protocol"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(trainer, seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}"):
+        trainer.run(seed=seed)
+
+
+def test_resuming_needs_a_directory(trainer):
+    with pytest.raises(ValueError, match="needs output"):
+        trainer.run(resume=True)
+
+
+def test_ahead_loads_in_order_one_while_another_is_in_use():
+    loaded = [threading.Event() for _ in range(5)]
+
+    def load(number):
+        loaded[number].set()
+        return number
+
+    given = []
+    for number in _ahead(load, 2, 5):
+        given.append(number)
+        assert number == 4 or loaded[number + 1].wait(timeout=60)
+    assert given == [2, 3, 4]
+    assert not loaded[0].is_set()
+    assert list(_ahead(load, 5, 5)) == []
+
+
+def test_ahead_passes_errors_on():
+    def load(number):
+        raise OSError(f"no epoch {number}")
+
+    with pytest.raises(OSError, match="no epoch 1"):
+        next(_ahead(load, 1, 3))
