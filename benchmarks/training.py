@@ -1,0 +1,260 @@
+"""An epoch of SASRec on Beauty: packed, padded, and in plain PyTorch.
+
+    python benchmarks/training.py
+
+Needs PyTorch besides ``sevo-jax[train]``. Every candidate trains the same model with
+the same batch size on the same number of cores; the second figure of each adds one
+full ranking of all users, as it is done after an epoch. Writes
+``results/training.json``.
+"""
+
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from flax import nnx
+from harness import load, save, time_in_turns
+from torch_sasrec import TorchSASRec
+
+import sevo_jax as sevo
+from sevo_jax.data import PackedBatch, left_pad
+from sevo_jax.evaluation import Evaluator
+from sevo_jax.models import SASRec
+from sevo_jax.training import RECIPES
+from sevo_jax.training.step import TrainState, train_epoch
+
+RECIPE = RECIPES["sasrec-beauty"]
+SPLIT = load("beauty")
+
+
+class Packed:
+    """What ``sevo-jax train`` does for an epoch, the host's packing included."""
+
+    def __init__(self, optimizer: str):
+        config = RECIPE.optimizer
+        model = SASRec(SPLIT.num_items, RECIPE.architecture, rngs=nnx.Rngs(0))
+        adjacency = sevo.graphs.cooccurrence(
+            SPLIT.train,
+            SPLIT.num_items,
+            max_len=RECIPE.graph.max_len,
+            item_offset=model.item_offset,
+        )
+        self.graphs = {name: sevo.prepare(adjacency) for name in model.smoothed}
+        settings = dict(b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+        if optimizer == "sevo_adamw":
+            self.optimizer = sevo.sevo_adamw(
+                config.learning_rate, self.graphs, beta=config.beta, **settings
+            )
+        else:
+            self.optimizer = optax.with_extra_args_support(
+                optax.adamw(config.learning_rate, **settings)
+            )
+        self.graphdef, params = nnx.split(model)
+        self.state = TrainState(params, self.optimizer.init(params))
+        self.epochs = model.epochs(SPLIT.train, batch_size=RECIPE.batch_size, seed=0)
+        self.evaluator = Evaluator(model, SPLIT, "valid")
+        self.epoch = 0
+
+    def batches(self) -> PackedBatch:
+        return self.epochs[self.epoch]
+
+    def train(self) -> jax.Array:
+        self.state, losses = train_epoch(
+            self.graphdef,
+            self.optimizer,
+            self.state,
+            self.batches(),
+            self.graphs,
+            jnp.asarray(0),
+            jnp.asarray(self.epoch),
+        )
+        self.epoch += 1
+        return losses.block_until_ready()
+
+    def evaluate(self) -> dict:
+        return self.evaluator(nnx.merge(self.graphdef, self.state.params))
+
+
+class Padded(Packed):
+    """The same compiled step on left-padded frames, one user a row."""
+
+    def batches(self) -> PackedBatch:
+        inputs, targets, negatives = padded_frames(self.epochs, self.epoch)
+        valid = (targets > 0).astype(np.int32)
+        pads = np.sum(valid == 0, axis=-1, keepdims=True, dtype=np.int32) * valid
+        positions = np.arange(valid.shape[-1], dtype=np.int32) * valid
+        return PackedBatch(inputs, targets, negatives, valid, positions, pads)
+
+
+def padded_frames(epochs, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and negatives, int32 ``[steps, batch, max_len]``, shuffled."""
+    rng = np.random.default_rng(epoch)
+    max_len, batch = RECIPE.architecture.max_len, RECIPE.batch_size
+    train = SPLIT.train
+    frames = left_pad(train, max_len + 1)
+    inputs, targets = frames[:, :-1] * (frames[:, :-1] > 0), frames[:, 1:]
+    # The frame of the targets starts one item later: no target under a pad.
+    targets = np.where(inputs > 0, targets, 0)
+    users = np.broadcast_to(np.arange(len(train))[:, None], targets.shape)[targets > 0]
+    negatives = np.zeros_like(targets)
+    negatives[targets > 0] = epochs.sampler.sample(rng, users) + 1
+    order = np.resize(rng.permutation(len(train)), (epochs.num_steps, batch))
+    return inputs[order], targets[order], negatives[order]
+
+
+class Torch:
+    """Plain PyTorch on the same frames."""
+
+    def __init__(self, epochs):
+        torch.manual_seed(0)
+        architecture, config = RECIPE.architecture, RECIPE.optimizer
+        self.epochs = epochs
+        self.model = TorchSASRec(
+            SPLIT.num_items,
+            max_len=architecture.max_len,
+            width=architecture.width,
+            num_blocks=architecture.num_blocks,
+            dropout=architecture.dropout,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.b1, config.b2),
+            weight_decay=config.weight_decay,
+        )
+        self.inputs = left_pad(SPLIT.train, architecture.max_len)
+        self.epoch = 0
+
+    def train(self) -> float:
+        self.model.train()
+        frames = padded_frames(self.epochs, self.epoch)
+        self.epoch += 1
+        for batch in zip(*(torch.from_numpy(part).long() for part in frames)):
+            self.optimizer.zero_grad()
+            loss = self.model.loss(*batch)
+            loss.backward()
+            self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        self.model.eval()
+        lengths = SPLIT.train.lengths
+        ranks = []
+        for start in range(0, len(lengths), 512):
+            users = slice(start, start + 512)
+            scores = self.model.score(torch.from_numpy(self.inputs[users]).long())
+            target = scores.gather(1, torch.from_numpy(SPLIT.valid[users, None]).long())
+            first, last = SPLIT.train.offsets[[start, min(start + 512, len(lengths))]]
+            rows = np.repeat(np.arange(len(lengths[users])), lengths[users])
+            columns = SPLIT.train.values[first:last]
+            scores[torch.from_numpy(rows), torch.from_numpy(columns).long()] = -1e23
+            ranks.append((scores > target).sum(1) + 1)
+        ranks = torch.cat(ranks)
+        return float((1 / torch.log2(ranks + 1.0))[ranks <= 10].sum() / len(ranks))
+
+
+def candidate(name: str):
+    if name.startswith("packed"):
+        return Packed("sevo_adamw" if "SEvo" in name else "adamw")
+    packed = Padded("adamw")
+    return packed if name.startswith("padded") else Torch(packed.epochs)
+
+
+NAMES = ("packed, AdamW", "packed, SEvo-AdamW", "padded, AdamW", "PyTorch, AdamW")
+
+
+def phases() -> dict[str, float]:
+    """Seconds an epoch spends in each part, by leaving parts out one after another."""
+    run = candidate("packed, SEvo-AdamW")
+    batches = jax.device_put(run.batches())
+    params = jax.tree.map(jnp.copy, run.state.params)  # train() donates its own
+
+    def scan(body):
+        def epoch(params, batches):
+            steps = jnp.arange(batches.inputs.shape[0])
+            return jax.lax.scan(body, params, (batches, steps))[1]
+
+        return jax.jit(epoch)
+
+    def loss(params, batch, index):
+        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), index)
+        return nnx.merge(run.graphdef, params).loss(batch, rng=key)
+
+    def backward(params, batch_index):
+        value, gradients = jax.value_and_grad(loss)(params, *batch_index)
+        # Every gradient must be used, or the compiler leaves its work out.
+        used = sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients))
+        return params, value + used
+
+    forward = scan(lambda params, batch_index: (params, loss(params, *batch_index)))
+    both = scan(backward)
+    plain, smoothed = candidate("packed, AdamW"), run
+    seconds = time_in_turns(
+        {
+            "pack": run.batches,
+            "forward": lambda: forward(params, batches),
+            "forward, backward": lambda: both(params, batches),
+            "epoch, AdamW": plain.train,
+            "epoch, SEvo-AdamW": smoothed.train,
+        },
+        rounds=7,
+    )
+    median = {name: value["median"] for name, value in seconds.items()}
+    return median | {
+        "SEvo over AdamW": median["epoch, SEvo-AdamW"] / median["epoch, AdamW"] - 1
+    }
+
+
+def peak_memory(name: str) -> float:
+    """Largest resident size, in MB, of a process that trains and ranks once."""
+    result = subprocess.run(
+        [sys.executable, __file__, name], check=True, capture_output=True, text=True
+    )
+    return float(result.stdout.split()[-1])
+
+
+def main() -> None:
+    runs = {name: candidate(name) for name in NAMES}
+    seconds = time_in_turns({name: run.train for name, run in runs.items()}, rounds=3)
+    ranking = time_in_turns(
+        {name: run.evaluate for name, run in runs.items()}, rounds=3
+    )
+    base = seconds["PyTorch, AdamW"]["median"]
+    base_ranked = base + ranking["PyTorch, AdamW"]["median"]
+    results = {}
+    print(f"{'':20} epoch s  PyTorch/it  with ranking s  PyTorch/it  peak MB")
+    for name in NAMES:
+        ranked = seconds[name]["median"] + ranking[name]["median"]
+        results[name] = {
+            "epoch": seconds[name],
+            "ranking": ranking[name],
+            "times faster than PyTorch": base / seconds[name]["median"],
+            "times faster than PyTorch, ranking included": base_ranked / ranked,
+            "peak memory MB": peak_memory(name),
+        }
+        print(
+            f"{name:20} {seconds[name]['median']:7.2f} {base / seconds[name]['median']:11.1f}"
+            f" {ranked:15.2f} {base_ranked / ranked:11.1f}"
+            f" {results[name]['peak memory MB']:8.0f}"
+        )
+    parts = phases()
+    for name, value in parts.items():
+        print(f"{name:20} {value:7.3f}")
+    results = {"candidates": results, "phases, seconds an epoch": parts}
+    print("written to", save("training", results))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run = candidate(sys.argv[1])
+        run.train()
+        run.evaluate()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:
+        main()

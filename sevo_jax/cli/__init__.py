@@ -1,0 +1,125 @@
+"""The command `sevo-jax`: finds the subcommand, and turns failures into one line.
+
+A subcommand's module is imported when it is called, and with it JAX: the overview
+needs none of them.
+"""
+
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+_COMMANDS = {
+    "compare": "_compare",
+    "train": "_train",
+    "evaluate": "_apply",
+    "recommend": "_apply",
+    "graph": "_graph",
+    "data": "_data",
+}
+_RESUMABLE = ("compare", "train")
+
+_OVERVIEW = """\
+usage: sevo-jax COMMAND [OPTIONS]
+
+Trains recommenders with and without SEvo, the optimizer that smooths the updates of
+an embedding table over a graph of its rows.
+
+commands:
+  compare    train one recipe with several optimizers and seeds: a table of means,
+             spreads and paired t-tests, results.json, and pictures
+  train      train one model, with checkpoints
+  evaluate   validation and test metrics of a trained model
+  recommend  the best items for users, from a trained model
+  graph      build, look at and save the item graph that SEvo smooths over
+  data       statistics of an interaction log; conversion between file formats
+
+examples:
+  sevo-jax compare                      both optimizers on the built-in log, in minutes
+  sevo-jax compare --data beauty.txt --recipe sasrec-beauty --output runs/beauty
+  sevo-jax train --data ratings.csv --optimizer sevo_adamw --beta 0.9 --epochs 50
+  sevo-jax recommend runs/beauty/sevo_adamw-seed0 --users 17 42 --top 5
+
+Each command explains its options: sevo-jax COMMAND --help. Without --data, commands
+use a synthetic log that is built in.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit status: 0; 2 after an error of the user, 1 after training that
+      diverged, each with one line on stderr; 130 after an interrupt.
+
+    Raises:
+      SystemExit: from ``--help`` (0) and options that do not parse (2).
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+        return 0
+    if args[0] == "--version":
+        from sevo_jax import __version__
+
+        print(f"sevo-jax {__version__}")
+        return 0
+    if args[0] not in _COMMANDS:
+        return _fail(f"there is no command {args[0]!r}: choose {', '.join(_COMMANDS)}")
+    return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    name, *rest = args
+    try:
+        module = importlib.import_module(f"{__name__}.{_COMMANDS[name]}")
+        getattr(module, name)(rest)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _interrupted(args)
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain once more when
+        # it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except FloatingPointError as error:
+        return _fail(str(error), status=1)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            return _fail(str(error))
+        return _fail(f"{error.filename}: {error.strerror}")
+    except (TypeError, ValueError) as error:
+        if not _is_ours(error):
+            raise
+        return _fail(str(error))
+    return 0
+
+
+def _interrupted(args: list[str]) -> int:
+    message = "interrupted"
+    if args[0] in _RESUMABLE:
+        again = [arg for arg in args if arg != "--resume"] + ["--resume"]
+        message += f"; to continue: sevo-jax {shlex.join(again)}"
+    print(f"\nsevo-jax: {message}", file=sys.stderr)
+    return 130
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error: its own messages are for users.
+
+    One that surfaces from deep inside another library is a defect, and its traceback
+    is what we want to see.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "sevo_jax"
+
+
+def _fail(message: str, status: int = 2) -> int:
+    line = " ".join(message.split())
+    print(f"sevo-jax: error: {line}", file=sys.stderr)
+    return status

@@ -1,0 +1,158 @@
+"""`sevo-jax compare`: one recipe, several optimizers, several seeds."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sevo_jax import plots
+from sevo_jax.cli._options import option, parse
+from sevo_jax.cli._runs import (
+    RecipeOptions,
+    as_options,
+    check_output,
+    check_seeds,
+    preset,
+    remember,
+)
+from sevo_jax.data.split import leave_one_out
+from sevo_jax.training import OptimizerConfig, RunResult, Trainer, has_checkpoint
+from sevo_jax.training.compare import (
+    RUN_KEYS,
+    format_table,
+    write_results,
+)
+
+
+@dataclass(frozen=True)
+class SharedOptimizer(OptimizerConfig):
+    """What the optimizers share; each takes those that it has."""
+
+    name: tyro.conf.Suppress[str] = OptimizerConfig.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(RecipeOptions):
+    """Train one recipe with several optimizers and seeds, and compare them.
+
+    the table has, for each metric:
+      the mean and the sample standard deviation over the seeds, the change against
+      the first optimizer, and the p-value of a paired t-test
+
+    the output folder gets:
+      results.json, table.txt, training_loss.png, validation_ndcg.png, smoothness.png,
+      and OPTIMIZER-seedN with the checkpoints of each run, for evaluate and recommend
+
+    examples:
+      sevo-jax compare
+      sevo-jax compare --data beauty.txt --recipe sasrec-beauty --output runs/beauty
+      sevo-jax compare --optimizers adamw sevo_adamw lion --seeds 0 1 2 3 4
+      sevo-jax compare --epochs 100 --beta 0.9 --output runs/beta-0.9
+    """
+
+    optimizers: Annotated[
+        tuple[str, ...],
+        option(
+            "Optimizers, the first being the baseline: sevo_adamw, sevo_adam, sevo_sgd "
+            "or any of optax.",
+            "NAME [NAME ...]",
+        ),
+    ] = ("adamw", "sevo_adamw")
+    seeds: Annotated[
+        tuple[int, ...],
+        option("Seeds; each optimizer is trained with each.", "N [N ...]"),
+    ] = (0, 1, 2)
+    output: Annotated[
+        Path | None,
+        option("Folder for the results.", "DIR", "runs/compare-MODEL-DATA"),
+    ] = None
+    resume: Annotated[
+        bool, option("Go on with a comparison that was stopped, or add to one.")
+    ] = False
+    optimizer: tyro.conf.OmitArgPrefixes[SharedOptimizer]
+
+    def __post_init__(self):
+        for name in ("optimizers", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"--{name} is {' '.join(map(str, values)) or 'empty'}: give at "
+                    "least one, none twice"
+                )
+
+
+def compare(args: Sequence[str]) -> None:
+    """Runs ``sevo-jax compare`` with `args`."""
+    name, recipe = preset(args)
+    default = Compare(recipe=name, **as_options(recipe, SharedOptimizer))
+    options = parse(Compare, "compare", args, default)
+    check_seeds(*options.seeds)
+    recipe = options.build()
+    split = leave_one_out(options.data.load())
+    output = options.output or Path("runs", f"compare-{recipe.model}-{split.log.name}")
+    check_output(output, options.resume)
+    # All of them before the first run: a wrong name should not show after hours.
+    trainers = {
+        name: Trainer(recipe.with_optimizer(name), split) for name in options.optimizers
+    }
+    print(f"writing to {output}", file=sys.stderr)
+    results: list[RunResult] = []
+    for result in _train(trainers, options, output):
+        results.append(result)
+        write_results(output / "results.json", [_entry(each) for each in results])
+    table = format_table([_entry(each) for each in results])
+    (output / "table.txt").write_text(table + "\n", encoding="utf-8")
+    _draw(results, output)
+    print(table)
+
+
+def _train(
+    trainers: dict[str, Trainer], options: Compare, output: Path
+) -> Iterator[RunResult]:
+    total = len(options.seeds) * len(trainers)
+    number = 0
+    # Seed by seed: stopped half-way, the runs there are make pairs.
+    for seed in options.seeds:
+        for name, trainer in trainers.items():
+            number += 1
+            folder = output / f"{name}-seed{seed}"
+            resume = has_checkpoint(folder)
+            if not resume:
+                remember(options.data, folder)
+            yield trainer.run(
+                seed=seed,
+                output=folder,
+                resume=resume,
+                label=f"[{number}/{total}] {name}, seed {seed}",
+            )
+
+
+def _entry(result: RunResult) -> dict:
+    return {key: getattr(result, key) for key in RUN_KEYS}
+
+
+def _draw(results: Sequence[RunResult], output: Path) -> None:
+    def curves(series: Callable[[RunResult], dict[int, float]]):
+        names = dict.fromkeys(result.optimizer for result in results)
+        return {
+            name: plots.Curves.of(
+                [series(result) for result in results if result.optimizer == name]
+            )
+            for name in names
+        }
+
+    def loss(result: RunResult) -> dict[int, float]:
+        return dict(enumerate(result.losses, start=1))
+
+    def ndcg(result: RunResult) -> dict[int, float]:
+        return {each["epoch"]: each["valid"]["NDCG@10"] for each in result.history}
+
+    def smoothness(result: RunResult) -> dict[int, float]:
+        return {each["epoch"]: each["relative_smoothness"] for each in result.history}
+
+    plots.save(plots.training_loss(curves(loss)), output / "training_loss.png")
+    plots.save(plots.validation_ndcg(curves(ndcg)), output / "validation_ndcg.png")
+    plots.save(plots.smoothness(curves(smoothness)), output / "smoothness.png")

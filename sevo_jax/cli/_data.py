@@ -1,0 +1,63 @@
+"""`sevo-jax data`: statistics of an interaction log, and conversion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.data.log import InteractionLog
+from sevo_jax.data.statistics import statistics
+from sevo_jax.data.writers import write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Statistics of an interaction log; with --output also its conversion.
+
+    examples:
+      sevo-jax data --data reviews_Beauty.json.gz --k-core 5
+      sevo-jax data --data ratings.dat --k-core 5 --output ml-1m.txt
+    """
+
+    output: Annotated[
+        Path | None,
+        option(
+            "Write the log here: .txt, .csv, .tsv, .parquet or .inter. Ids stay as "
+            "they are, timestamps become positions.",
+            "FILE",
+            "none",
+        ),
+    ] = None
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+
+
+def data(args: Sequence[str]) -> None:
+    """Runs ``sevo-jax data`` with `args`."""
+    options = parse(Data, "data", args)
+    log = options.data.load()
+    if options.output is not None:
+        write(log, options.output)
+    print(_describe(log))
+
+
+def _describe(log: InteractionLog) -> str:
+    figures = statistics(log)
+    share = figures.items_never_in_train / figures.num_items
+    rows = {
+        "users": f"{figures.num_users:,}",
+        "items": f"{figures.num_items:,}",
+        "interactions": f"{figures.num_interactions:,}",
+        "density": f"{figures.density:.4%}",
+        "mean length": f"{figures.mean_length:.2f}",
+        "train interactions": f"{figures.num_train:,}",
+        "valid users": f"{figures.num_valid:,}",
+        "test users": f"{figures.num_test:,}",
+        "items never in train": f"{figures.items_never_in_train:,} ({share:.2%})",
+    }
+    return "\n".join(
+        [f"{log.name}, split by leave-one-out"]
+        + [f"{label:<22}{value}" for label, value in rows.items()]
+    )

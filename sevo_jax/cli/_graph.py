@@ -1,0 +1,146 @@
+"""`sevo-jax graph`: builds, describes and saves the item graph."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import scipy.sparse
+import tyro
+
+from sevo_jax import _sparse, graphs
+from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.cli._runs import preset
+from sevo_jax.data.split import leave_one_out
+from sevo_jax.models import MODELS
+from sevo_jax.training import GraphConfig
+
+_QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Build the item graph, or load one; describe it; with --output save it.
+
+    the graph:
+      links items that follow each other in the training part of the sequences, as
+      training with SEvo does
+
+    examples:
+      sevo-jax graph --data beauty.txt
+      sevo-jax graph --data beauty.txt --max-hop 3 --item-offset 0 --output items.npz
+      sevo-jax graph --load items.npz --item-offset 0
+    """
+
+    recipe: Annotated[str, option("Recipe whose graph to start from.", "NAME")]
+    load: Annotated[
+        Path | None,
+        option(
+            "Describe this graph instead; with --data in original ids.",
+            "FILE.npz",
+            "build one",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        option("Save the graph, for sevo_jax.graphs.load.", "FILE.npz", "none"),
+    ] = None
+    item_offset: Annotated[
+        int,
+        option("Rows of the embedding table before the items; 1 for padding.", "N"),
+    ]
+    pairs: Annotated[int, option("How many of the heaviest pairs to list.", "N")] = 10
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    graph: tyro.conf.OmitArgPrefixes[GraphConfig]
+
+
+def graph(args: Sequence[str]) -> None:
+    """Runs ``sevo-jax graph`` with `args`."""
+    name, recipe = preset(args)
+    offset = MODELS[recipe.model].item_offset
+    default = Graph(recipe=name, item_offset=offset, graph=recipe.graph)
+    options = parse(Graph, "graph", args, default)
+    adjacency, title, names = _obtain(options)
+    matrix = _sparse.to_scipy(adjacency)
+    print(title)
+    print(_describe(matrix, options.item_offset))
+    print(_heaviest(matrix, names, options.pairs))
+    if options.output is not None:
+        graphs.save(options.output, adjacency)
+
+
+def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
+    """The graph, what to call it, and the name of each node."""
+    log = None
+    if options.load is None or options.data != DataOptions():
+        log = options.data.load()
+    if options.load is not None:
+        title, adjacency = f"{options.load}", graphs.load(options.load)
+    else:
+        assert log is not None
+        title = f"item graph of {log.name}"
+        adjacency = graphs.cooccurrence(
+            leave_one_out(log).train,
+            log.num_items,
+            item_offset=options.item_offset,
+            **asdict(options.graph),
+        )
+    num_items = adjacency.shape[0] - options.item_offset
+    if options.item_offset < 0 or num_items < 1:
+        raise ValueError(
+            f"--item-offset is {options.item_offset}: choose 0 to "
+            f"{adjacency.shape[0] - 1}, as {title} has {adjacency.shape[0]} nodes"
+        )
+    if log is None:
+        return adjacency, title, [str(node) for node in range(adjacency.shape[0])]
+    if num_items != log.num_items:
+        raise ValueError(
+            f"{title} has {adjacency.shape[0]} nodes, but {log.name!r} has "
+            f"{log.num_items} items and --item-offset is {options.item_offset}"
+        )
+    names = ["-"] * options.item_offset + [str(name) for name in log.item_ids.tolist()]
+    return adjacency, title, names
+
+
+def _describe(matrix: scipy.sparse.csr_array, item_offset: int) -> str:
+    """Counts and quantiles, of the nodes behind the first `item_offset`."""
+    loops = np.count_nonzero(matrix.diagonal())
+    upper = scipy.sparse.triu(matrix, k=1)
+    neighbours = np.diff(matrix.indptr)[item_offset:]
+    degrees = np.asarray(matrix.sum(axis=1))[item_offset:]
+    num_nodes, isolated = len(matrix.indptr) - 1, np.count_nonzero(neighbours == 0)
+    heading = f"{'':<14}" + "".join(f"{name:>10}" for name in _QUANTILES) + "      mean"
+    return "\n".join(
+        [
+            f"nodes         {num_nodes:,} ({item_offset} in front of the items)",
+            f"edges         {upper.nnz:,} undirected, {loops:,} self-loops",
+            f"isolated      {isolated:,} items ({isolated / len(neighbours):.2%})",
+            "",
+            heading,
+            _quantile_row("neighbours", neighbours),
+            _quantile_row("degree", degrees),
+            _quantile_row("edge weight", upper.data),
+        ]
+    )
+
+
+def _quantile_row(label: str, values: np.ndarray) -> str:
+    if not len(values):
+        return f"{label:<14}" + f"{'-':>10}" * (len(_QUANTILES) + 1)
+    cells = [*np.quantile(values, list(_QUANTILES.values())), np.mean(values)]
+    return f"{label:<14}" + "".join(f"{cell:>10.4g}" for cell in cells)
+
+
+def _heaviest(matrix: scipy.sparse.csr_array, names: Sequence[str], count: int) -> str:
+    """The `count` pairs of largest weight, equal weights by node."""
+    upper: Any = scipy.sparse.coo_array(scipy.sparse.triu(matrix))
+    first, second, weight = upper.row, upper.col, upper.data
+    order = np.lexsort((second, first, -weight))[: max(count, 0)]
+    rows = [("item", "item", "weight")]
+    for edge in order.tolist():
+        pair = names[int(first[edge])], names[int(second[edge])]
+        rows.append((*pair, f"{weight[edge]:.6g}"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    return "\n".join(["", "heaviest pairs", *lines])

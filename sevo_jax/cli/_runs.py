@@ -1,0 +1,130 @@
+"""What the commands about runs share: recipes as options, and the runs' folders."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sevo_jax.cli._options import DataOptions, option
+from sevo_jax.models import MODELS
+from sevo_jax.training import RECIPES, GraphConfig, OptimizerConfig, Recipe, find_recipe
+from sevo_jax.training.logging import replace_text
+
+_RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]
+_DATA_FILE = "data.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """A recipe, each value of which is an option. Base of commands that train."""
+
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    recipe: Annotated[
+        str,
+        option(
+            "Hyper-parameters to start from; they are the defaults of all other "
+            f"options: {', '.join(RECIPES)}.",
+            "NAME",
+        ),
+    ]
+    model: Annotated[str, option(f"Recommender: {', '.join(MODELS)}.", "NAME")]
+    epochs: Annotated[int, option("Passes over the training sequences.")]
+    batch_size: Annotated[
+        int, option("Samples of a step; of SASRec a sample is a user.")
+    ]
+    eval_every: Annotated[int, option("Epochs from one validation to the next.")]
+    # Which model it is, and so the class, is known when the command line is read.
+    architecture: tyro.conf.OmitArgPrefixes[object]
+    optimizer: Any
+    graph: GraphConfig
+
+    def build(self) -> Recipe:
+        """The recipe that the options describe."""
+        values = {name: getattr(self, name) for name in _RECIPE_FIELDS}
+        optimizer = OptimizerConfig(**vars(self.optimizer))
+        return Recipe(**{**values, "optimizer": optimizer})
+
+
+def preset(args: Sequence[str]) -> tuple[str, Recipe]:
+    """The recipe to start from, by ``--recipe``, ``--model`` and ``--data``.
+
+    It is found before the other options are read, so that it can be their default and
+    ``--help`` shows its values. Without ``--recipe`` it is the one for the built-in
+    log, or for data of the user's the one for Beauty.
+
+    Raises:
+      ValueError: there is no such recipe or model, or they do not go together.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--recipe", "--model", "--data"):
+        parser.add_argument(name, nargs="?")
+    given, _ = parser.parse_known_args(args)
+    if given.model is not None and given.model not in MODELS:
+        raise ValueError(
+            f"there is no model {given.model!r}: choose {', '.join(MODELS)}"
+        )
+    dataset = "synthetic" if given.data is None else "beauty"
+    name = given.recipe or f"{given.model or 'sasrec'}-{dataset}"
+    recipe = find_recipe(name)
+    if given.model not in (None, recipe.model):
+        raise ValueError(
+            f"recipe {name!r} is for the model {recipe.model!r}, not {given.model!r}: "
+            "leave out --model or choose another --recipe"
+        )
+    return name, recipe
+
+
+def as_options(recipe: Recipe, optimizer: type[OptimizerConfig]) -> dict[str, Any]:
+    """The fields of `recipe` for `RecipeOptions`, its optimizer as an `optimizer`."""
+    values = {name: getattr(recipe, name) for name in _RECIPE_FIELDS}
+    return {**values, "optimizer": optimizer(**vars(recipe.optimizer))}
+
+
+def check_seeds(*seeds: int) -> None:
+    """Refuses seeds that no generator takes, before anything is written."""
+    if min(seeds) < 0:
+        raise ValueError(f"the seed {min(seeds)} is negative: choose 0 or more")
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Refuses a folder that holds something already.
+
+    Raises:
+      FileExistsError: unless `resume`.
+    """
+    empty = output.is_dir() and not any(output.iterdir())
+    if not resume and output.exists() and not empty:
+        raise FileExistsError(
+            f"{output} exists already: continue it with --resume, or choose another "
+            "--output"
+        )
+
+
+def remember(data: DataOptions, run: Path) -> None:
+    """Notes in a run's folder what it is trained on, for `recall`."""
+    values = dataclasses.asdict(data)
+    values["data"] = None if data.data is None else str(data.data.resolve())
+    run.mkdir(parents=True, exist_ok=True)
+    replace_text(run / _DATA_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def recall(data: DataOptions, run: Path) -> DataOptions:
+    """The options `data`; or, where none is given, what `run` was trained on.
+
+    Raises:
+      ValueError: the note is damaged.
+    """
+    path = run / _DATA_FILE
+    if data != DataOptions() or not path.exists():
+        return data
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        where = None if values["data"] is None else Path(values["data"])
+        return DataOptions(**{**values, "data": where})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: give --data ({error})") from error

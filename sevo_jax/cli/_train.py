@@ -1,0 +1,80 @@
+"""`sevo-jax train`: one run, with checkpoints."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sevo_jax.cli._options import option, parse
+from sevo_jax.cli._runs import (
+    RecipeOptions,
+    as_options,
+    check_output,
+    check_seeds,
+    preset,
+    remember,
+)
+from sevo_jax.data.split import leave_one_out
+from sevo_jax.training import OptimizerConfig, Trainer, has_checkpoint
+from sevo_jax.training.compare import format_metrics
+
+
+@dataclass(frozen=True)
+class NamedOptimizer(OptimizerConfig):
+    """The optimizer; it takes those of the options that it has."""
+
+    name: Annotated[str, tyro.conf.arg(name="optimizer")] = OptimizerConfig.name
+    """sevo_adamw, sevo_adam, sevo_sgd, or any optimizer of optax: adamw, lion, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(RecipeOptions):
+    """Train one model, and print its metrics at the best epoch.
+
+    the output folder gets:
+      checkpoints, for --resume, evaluate and recommend; metrics as JSON lines and for
+      TensorBoard; result.json
+
+    examples:
+      sevo-jax train --epochs 10
+      sevo-jax train --data ratings.csv --k-core 5 --optimizer sevo_adamw --beta 0.9
+      sevo-jax train --data beauty.txt --output runs/beauty --resume
+    """
+
+    seed: Annotated[
+        int, option("Seed of the initial values, the samples and the dropout.")
+    ] = 0
+    output: Annotated[
+        Path | None,
+        option("Folder of the run.", "DIR", "runs/MODEL-DATA-OPTIMIZER-seedN"),
+    ] = None
+    resume: Annotated[bool, option("Go on with a run that was stopped.")] = False
+    optimizer: tyro.conf.OmitArgPrefixes[NamedOptimizer]
+
+
+def train(args: Sequence[str]) -> None:
+    """Runs ``sevo-jax train`` with `args`."""
+    name, recipe = preset(args)
+    default = Train(recipe=name, **as_options(recipe, NamedOptimizer))
+    options = parse(Train, "train", args, default)
+    check_seeds(options.seed)
+    recipe = options.build()
+    split = leave_one_out(options.data.load())
+    title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
+    output = options.output or Path("runs", f"{title}-seed{options.seed}")
+    check_output(output, options.resume)
+    trainer = Trainer(recipe, split)
+    resume = has_checkpoint(output)
+    if not resume:
+        remember(options.data, output)
+    print(f"writing to {output}", file=sys.stderr)
+    result = trainer.run(seed=options.seed, output=output, resume=resume)
+    print(
+        f"{result.model} on {result.dataset}, {result.optimizer}, seed {result.seed}, "
+        f"best epoch {result.best_epoch} of {recipe.epochs}"
+    )
+    print(f"protocol: {result.protocol}")
+    print(format_metrics({"valid": result.valid, "test": result.test}))
