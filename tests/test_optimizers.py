@@ -203,7 +203,8 @@ def idle_some(gradients, rng):
     gradients[[1, 20, 21]] = 0
     gradients[0, 2:] = 0
     gradients[0, 1] = 1.5  # a row that is active at t = 1 and idle after
-    gradients[3, 1, 1:] = 0  # single zeros do not make a row idle
+    gradients[3, 1] = 0
+    gradients[3, 1, 0] = 1  # single zeros do not make a row idle
     gradients[:, [0, 4 % gradients.shape[1]]] = 0
     return gradients
 

@@ -17,23 +17,24 @@ _LONGEST = 50
 
 def planted(
     num_users: int = 2500,
-    num_items: int = 1000,
-    num_groups: int = 25,
+    num_items: int = 2000,
+    num_groups: int = 100,
     *,
     seed: int = 0,
     mean_length: float = 8.5,
-    follow: float = 0.6,
-    num_successors: int = 3,
-    skew: float = 0.6,
+    follow: float = 0.3,
+    reach: int = 4,
+    skew: float = 0.4,
     groups_per_user: int = 2,
+    wander: float = 0.3,
 ) -> InteractionLog:
-    """Draws a log in which groups, successors, popularity and tastes are planted.
+    """Draws a log in which groups, neighbours, popularity and tastes are planted.
 
-    Items form groups: the item with id `j` is in group `j % num_groups`. Each item
-    has a few likely successors in its own group: a sparse Markov chain. A user has a
-    taste for a few groups. The next item is, with probability `follow`, a successor
-    of the one before, otherwise a popular item of a group to the user's taste; no
-    user takes an item twice. Sequences are short and most items rare, as in the
+    Items form groups: the item with id `j` is in group `j % num_groups`. The items of
+    a group stand on a ring. A user has a taste for a few groups. The next item is,
+    with probability `follow`, a neighbour on the ring of the one before, otherwise a
+    popular item of a group to the user's taste, or of any group; no user takes an item
+    twice. Sequences are short, most items rare and many steps unpredictable, as in the
     Amazon data, so a model gains from what neighbours in the co-occurrence graph
     share.
 
@@ -48,10 +49,12 @@ def planted(
       seed: what the randomness depends on.
       mean_length: interactions of a user on average, 5.1 to 25. One has at least 5
         and at most 50, or the items of the groups to the user's taste.
-      follow: how likely a step goes to a successor, 0 to 0.99.
-      num_successors: successors of each item, less than the items of a group.
+      follow: how likely a step goes to a neighbour, 0 to 0.99.
+      reach: how far a step along the ring goes, to either side and each distance
+        alike; at least 1, and such that the neighbours of an item are distinct.
       skew: exponent of the popularities inside a group; 0 makes them equal.
       groups_per_user: groups to a user's taste.
+      wander: share of a user's other steps that goes to all groups alike, 0 to 1.
 
     Returns:
       The log, named "synthetic".
@@ -71,21 +74,22 @@ def planted(
         num_groups=(num_groups, 1, num_items // 5),
         mean_length=(mean_length, 5.1, _LONGEST / 2),
         follow=(follow, 0, 0.99),
-        num_successors=(num_successors, 1, smallest_group - 1),
+        reach=(reach, 1, (smallest_group - 1) // 2),
         skew=(skew, 0, math.inf),
         groups_per_user=(groups_per_user, 1, num_groups),
+        wander=(wander, 0, 1),
     )
     longest = min(_LONGEST, groups_per_user * smallest_group)
     rng = np.random.default_rng(seed)
-    successors = _draw_successors(rng, num_items, num_groups, num_successors)
+    neighbours = _draw_neighbours(rng, num_items, num_groups, reach)
     popularity = _draw_popularity(rng, num_items, num_groups, skew)
     rows, items = [], []
     for start in range(0, num_users, _BLOCK):
         size = min(_BLOCK, num_users - start)
-        tastes = _draw_tastes(rng, size, num_groups, groups_per_user)
+        tastes = _draw_tastes(rng, size, num_groups, groups_per_user, wander)
         lengths = np.minimum(_draw_lengths(rng, size, mean_length), longest)
         weights = popularity * tastes[:, np.arange(num_items) % num_groups]
-        for users, chosen in _walk(rng, weights, successors, lengths, follow):
+        for users, chosen in _walk(rng, weights, neighbours, lengths, follow):
             rows.append(start + users)
             items.append(chosen)
     log = InteractionLog.from_columns(
@@ -101,21 +105,22 @@ def _check(**arguments: tuple[float, float, float]) -> None:
             raise ValueError(f"{name} is {value}, but must be from {low} to {high}")
 
 
-def _draw_successors(
-    rng: np.random.Generator, num_items: int, num_groups: int, num_successors: int
+def _draw_neighbours(
+    rng: np.random.Generator, num_items: int, num_groups: int, reach: int
 ) -> np.ndarray:
-    """Draws the successors `[num_items, num_successors]` of each item.
+    """Draws the neighbours `[num_items, 2 * reach]` of each item.
 
-    They stand just behind it on a ring through its group, so that neighbours on the
-    ring share most of theirs.
+    They stand beside it on a ring through its group, so that items close on the ring
+    share most of theirs.
     """
-    successors = np.empty((num_items, num_successors), np.int64)
+    distances = [step for d in range(1, reach + 1) for step in (d, -d)]
+    neighbours = np.empty((num_items, len(distances)), np.int64)
     for group in range(num_groups):
         members = np.arange(group, num_items, num_groups)
         ring = members[np.argsort(rng.random(len(members)))]
-        for column in range(num_successors):
-            successors[ring, column] = np.roll(ring, -1 - column)
-    return successors
+        for column, distance in enumerate(distances):
+            neighbours[ring, column] = np.roll(ring, -distance)
+    return neighbours
 
 
 def _draw_popularity(
@@ -132,14 +137,19 @@ def _draw_popularity(
 
 
 def _draw_tastes(
-    rng: np.random.Generator, num_users: int, num_groups: int, groups_per_user: int
+    rng: np.random.Generator,
+    num_users: int,
+    num_groups: int,
+    groups_per_user: int,
+    wander: float,
 ) -> np.ndarray:
     """Shares `[num_users, num_groups]` of the groups in what each user likes."""
     order = np.argsort(rng.random((num_users, num_groups)), axis=1)
     tastes = np.zeros((num_users, num_groups), np.float32)
     shares = 0.2 + rng.random((num_users, groups_per_user))
     np.put_along_axis(tastes, order[:, :groups_per_user], shares, axis=1)
-    return tastes / tastes.sum(axis=1, keepdims=True)
+    tastes /= tastes.sum(axis=1, keepdims=True)
+    return (1 - wander) * tastes + wander / num_groups
 
 
 def _draw_lengths(
@@ -154,7 +164,7 @@ def _draw_lengths(
 def _walk(
     rng: np.random.Generator,
     weights: np.ndarray,
-    successors: np.ndarray,
+    neighbours: np.ndarray,
     lengths: np.ndarray,
     follow: float,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -164,12 +174,10 @@ def _walk(
       rng: the generator.
       weights: `[num_users, num_items]`, how much each user likes each item; rows sum
         to 1.
-      successors: `[num_items, num_successors]`, the likeliest first.
+      neighbours: `[num_items, num_neighbours]`, all alike.
       lengths: `[num_users]`, how many items each user takes.
-      follow: how likely a step goes to a successor.
+      follow: how likely a step goes to a neighbour.
     """
-    chances_of_successors = 0.5 ** np.arange(successors.shape[1])
-    chances_of_successors *= follow / chances_of_successors.sum()
     untouched = np.ones(weights.shape, bool)
     current = np.zeros(len(weights), np.int64)
     for step in range(lengths.max()):
@@ -177,7 +185,8 @@ def _walk(
         each = np.arange(len(users))
         chances = (1 - follow) * weights[users]
         if step:
-            chances[each[:, None], successors[current[users]]] += chances_of_successors
+            following = neighbours[current[users]]
+            chances[each[:, None], following] += follow / neighbours.shape[1]
         totals = np.cumsum(chances * untouched[users], axis=1, dtype=np.float64)
         drawn = rng.random((len(users), 1)) * totals[:, -1:]
         current[users] = np.sum(totals <= drawn, axis=1)

@@ -151,7 +151,9 @@ class Checkpoints:
             try:
                 part = self._orbax.restore(path / name, template)
             except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{path / name} holds other arrays: {error}")
+                raise CheckpointError(
+                    f"{path / name} holds other arrays: {error}"
+                ) from error
             for leaf, want in zip(
                 jax.tree.leaves(part), jax.tree.leaves(template), strict=True
             ):

@@ -224,8 +224,12 @@ RECIPES: dict[str, Recipe] = {
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-tools": _sasrec(max_len=50, dropout=0.7, batch_size=512),
     "sasrec-ml-1m": _sasrec(max_len=200, dropout=0.1, batch_size=128),
-    "sasrec-synthetic": dataclasses.replace(
-        _sasrec(max_len=20, dropout=0.3, batch_size=256), epochs=40
+    "sasrec-synthetic": Recipe(
+        architecture=SASRecConfig(max_len=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3, b2=0.98),
+        graph=GraphConfig(max_len=20),
+        batch_size=128,
+        epochs=30,
     ),
 }
 """The hyper-parameters of the paper's runs by `<model>-<dataset>`; `sasrec-synthetic`

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ class _Run:
     graphdef: nnx.GraphDef
     state: TrainState
     best: nnx.State
-    progress: Progress
     log: RunLog
-    checkpoints: Checkpoints | None
-    began: float
+    progress: Progress = field(default_factory=Progress)
+    checkpoints: Checkpoints | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def seconds(self) -> float:
@@ -66,6 +66,16 @@ class _Run:
             best=self.best,
             about={"identity": self.identity, "progress": asdict(self.progress)},
         )
+
+    def restore(self) -> None:
+        assert self.checkpoints is not None
+        about = self.checkpoints.about()
+        check_same(about["identity"], self.identity)
+        arrays = self.checkpoints.arrays(training=self.state, best=self.best)
+        self.state, self.best = arrays["training"], arrays["best"]
+        self.progress = Progress(**about["progress"])
+        # As if the time before had just been spent.
+        self.began -= self.progress.seconds
 
 
 class Trainer:
@@ -148,63 +158,50 @@ class Trainer:
             is of other data, another recipe, seed or version of the libraries.
           FloatingPointError: if a loss or a score is not finite.
         """
-        began = time.perf_counter()
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}: it must be in [0, 2**32)")
         if resume and output is None:
             raise ValueError("resume=True needs output: the directory of the run")
         directory = None if output is None else Path(output)
-        identity = {
-            "recipe": self.recipe.to_dict(),
-            "seed": seed,
-            "dataset": fingerprint(self.split),
-            "versions": versions(),
-        }
-        graphdef, params = nnx.split(self._new_model(seed))
-        state = TrainState(params, self._optimizer.init(params))
-        best = jax.tree.map(jnp.copy, params)
-        so_far = Progress()
+        run = self._start(seed)
         with contextlib.ExitStack() as stack:
-            checkpoints = None
             if directory is not None:
                 if not resume:
-                    _claim(directory, identity | {"protocol": self.protocol})
-                checkpoints = stack.enter_context(
-                    Checkpoints(directory, create=not resume)
-                )
-            if resume:
-                assert checkpoints is not None
-                about = checkpoints.about()
-                check_same(about["identity"], identity)
-                arrays = checkpoints.arrays(training=state, best=best)
-                state, best = arrays["training"], arrays["best"]
-                so_far = Progress(**about["progress"])
-            log = stack.enter_context(
-                RunLog(
-                    directory,
-                    start=so_far.epoch,
-                    epochs=self.recipe.epochs,
-                    progress=progress,
-                    label=label,
-                )
+                    _claim(directory, run.identity | {"protocol": self.protocol})
+                run.checkpoints = Checkpoints(directory, create=not resume)
+                stack.enter_context(run.checkpoints)
+                if resume:
+                    run.restore()
+            run.log = RunLog(
+                directory,
+                start=run.progress.epoch,
+                epochs=self.recipe.epochs,
+                progress=progress,
+                label=label,
             )
-            run = _Run(
-                seed=seed,
-                identity=identity,
-                graphdef=graphdef,
-                state=state,
-                best=best,
-                progress=so_far,
-                log=log,
-                checkpoints=checkpoints,
-                began=began - so_far.seconds,
-            )
+            stack.enter_context(run.log)
             self._loop(run)
             result = self._result(run)
         if directory is not None:
             text = json.dumps(result.to_dict(), indent=2)
             replace_text(directory / "result.json", text + "\n")
         return result
+
+    def _start(self, seed: int) -> _Run:
+        graphdef, params = nnx.split(self._new_model(seed))
+        return _Run(
+            seed=seed,
+            identity={
+                "recipe": self.recipe.to_dict(),
+                "seed": seed,
+                "dataset": fingerprint(self.split),
+                "versions": versions(),
+            },
+            graphdef=graphdef,
+            state=TrainState(params, self._optimizer.init(params)),
+            best=jax.tree.map(jnp.copy, params),
+            log=RunLog.silent(),
+        )
 
     def _new_model(self, seed: int) -> Any:
         kind = MODELS[self.recipe.model]
