@@ -14,9 +14,7 @@ import numpy as np
 from sevo_jax.data import LeaveOneOut, leave_one_out, read
 
 RESULTS = Path(__file__).parent / "results"
-DATA = Path(
-    os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data")
-)
+DATA = Path(os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def load(name: str) -> LeaveOneOut:

@@ -64,8 +64,8 @@ def measure(name: str, max_len: int) -> dict:
     base = seconds["SciPy CSR"]["median"]
     print(f"{name}: {operator}, width {WIDTH}, {LAYERS} layers")
     for key, value in seconds.items():
-        value["ratio to SciPy CSR"] = value["median"] / base
-        print(f"  {key:28} {1e3 * value['median']:8.2f} ms {value['median'] / base:7.2f}")
+        ratio = value["ratio to SciPy CSR"] = value["median"] / base
+        print(f"  {key:28} {1e3 * value['median']:8.2f} ms {ratio:7.2f}")
     return {
         "nodes": operator.num_nodes,
         "entries": operator.num_entries,

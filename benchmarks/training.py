@@ -225,23 +225,24 @@ def main() -> None:
     ranking = time_in_turns(
         {name: run.evaluate for name, run in runs.items()}, rounds=3
     )
-    base = seconds["PyTorch, AdamW"]["median"]
-    base_ranked = base + ranking["PyTorch, AdamW"]["median"]
+    epoch = {name: seconds[name]["median"] for name in NAMES}
+    ranked = {name: epoch[name] + ranking[name]["median"] for name in NAMES}
+    base, base_ranked = epoch["PyTorch, AdamW"], ranked["PyTorch, AdamW"]
     results = {}
     print(f"{'':20} epoch s  PyTorch/it  with ranking s  PyTorch/it  peak MB")
     for name in NAMES:
-        ranked = seconds[name]["median"] + ranking[name]["median"]
+        faster, faster_ranked = base / epoch[name], base_ranked / ranked[name]
+        memory = peak_memory(name)
         results[name] = {
             "epoch": seconds[name],
             "ranking": ranking[name],
-            "times faster than PyTorch": base / seconds[name]["median"],
-            "times faster than PyTorch, ranking included": base_ranked / ranked,
-            "peak memory MB": peak_memory(name),
+            "times faster than PyTorch": faster,
+            "times faster than PyTorch, ranking included": faster_ranked,
+            "peak memory MB": memory,
         }
         print(
-            f"{name:20} {seconds[name]['median']:7.2f} {base / seconds[name]['median']:11.1f}"
-            f" {ranked:15.2f} {base_ranked / ranked:11.1f}"
-            f" {results[name]['peak memory MB']:8.0f}"
+            f"{name:20} {epoch[name]:7.2f} {faster:11.1f}"
+            f" {ranked[name]:15.2f} {faster_ranked:11.1f} {memory:8.0f}"
         )
     parts = phases()
     for name, value in parts.items():

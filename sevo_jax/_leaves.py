@@ -68,8 +68,8 @@ def replace_graphs(
     given = prepare_graphs(graphs)
     if given.keys() != bound.keys():
         raise ValueError(
-            f"update was given graphs for {sorted(map(str, given))}, the transformation "
-            f"was made for {sorted(map(str, bound))}: the names must be the same"
+            f"update was given graphs for {sorted(map(str, given))}, but the "
+            f"transformation is made for {sorted(map(str, bound))}: use the same names"
         )
     return given
 

@@ -74,7 +74,7 @@ def neumann(
       >>> import jax.numpy as jnp, scipy.sparse
       >>> import sevo_jax as sevo
       >>> pair = scipy.sparse.csr_array([[0.0, 1.0], [1.0, 0.0]])
-      >>> sevo.smoothing.neumann(pair, jnp.array([[3.0], [0.0]]), beta=0.5, num_layers=1)
+      >>> sevo.smoothing.neumann(pair, jnp.array([[3.0], [0.0]]), 0.5, num_layers=1)
       Array([[2.],
              [1.]], dtype=float32)
     """

@@ -124,7 +124,9 @@ def scale_by_sevo(
         strength = beta(state.count) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
         for table in find_tables(updates, operators):
-            parts = [leaves[i].T if table.transposed else leaves[i] for i in table.leaves]
+            parts = [
+                leaves[i].T if table.transposed else leaves[i] for i in table.leaves
+            ]
             stacked = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
             smoothed = smooth(operators[table.key], stacked, strength)
             start = 0
@@ -210,7 +212,9 @@ def scale_by_moment_corrected_adam(
             raise ValueError(f"{name} must lie in [0, 1), got {decay}")
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
-        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype or _wide(p)), params)
+        mu = jax.tree.map(
+            lambda p: jnp.zeros_like(p, dtype=mu_dtype or _wide(p)), params
+        )
         nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params)
         return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 

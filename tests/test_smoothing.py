@@ -365,7 +365,7 @@ def test_vmap(smoother, random_graph, rng, x64):
         (0, None): (batch, tables[0]),
         (0, 0): (batch, tables),
     }.items():
-        actual = jax.vmap(function, axes)(*arguments)
+        actual = jax.jit(jax.vmap(function, axes))(*arguments)
         wanted = [
             expected(
                 graphs[i] if axes[0] == 0 else graphs[0], x[i] if axes[1] == 0 else x[0]

@@ -54,6 +54,10 @@ strengths = st.floats(0, 1 - 1e-6)
 hops = st.integers(0, max(HOPS))
 
 
+# For properties that each example is asked for at every number of hops.
+every_hop = hypothesis.settings(max_examples=20)
+
+
 def prepared(dense):
     return sevo.prepare(scipy.sparse.csr_array(dense))
 
@@ -75,6 +79,7 @@ def greatest(symmetric):
 # ------------------------------------------------------------------ Theorem 1
 
 
+@every_hop
 @given(dense=graphs(), beta=strengths)
 def test_neumann_is_structure_aware(dense, beta, oracle):
     """Definition 1 for every table: P L P <= L."""
@@ -85,6 +90,7 @@ def test_neumann_is_structure_aware(dense, beta, oracle):
             assert least(laplacian - p @ laplacian @ p) >= -1e-13
 
 
+@every_hop
 @given(dense=graphs(), beta=strengths)
 def test_neumann_is_direction_aware(dense, beta):
     """Definition 2 for every table: P is positive definite, and by how much.
@@ -111,6 +117,7 @@ def test_definitions_as_the_library_measures_them(dense, x, beta, num_layers):
         assert report.norm_ratio <= 1 + 1e-13
 
 
+@every_hop
 @given(dense=graphs(), beta=st.floats(0, 0.5, exclude_max=True))
 def test_iterative_is_direction_aware_below_one_half(dense, beta):
     graph = prepared(dense)
@@ -118,6 +125,7 @@ def test_iterative_is_direction_aware_below_one_half(dense, beta):
         assert least(matrix(iterative, graph, beta, num_layers)) >= 1 - 2 * beta - 1e-14
 
 
+@every_hop
 @given(dense=graphs(), beta=strengths)
 def test_iterative_is_structure_aware(dense, beta, oracle):
     """As Table 1 says; a convex combination of powers of A never amplifies."""
@@ -127,6 +135,7 @@ def test_iterative_is_structure_aware(dense, beta, oracle):
         assert least(laplacian - p @ laplacian @ p) >= -1e-13
 
 
+@every_hop
 @given(beta=st.floats(0.5, 1, exclude_max=True))
 def test_iterative_is_not_direction_aware_from_one_half_on(beta):
     """Two joined nodes and the eigenvalue -1: one iteration gives 1 - 2 beta."""
@@ -179,6 +188,7 @@ def test_norm_bound_is_attained_by_the_roots_of_the_degrees(dense, beta, num_lay
     )
 
 
+@every_hop
 @given(dense=graphs(), beta=st.floats(0, 0.99))
 def test_distance_from_the_limit_falls_geometrically(dense, beta, oracle):
     graph = prepared(dense)
