@@ -26,7 +26,7 @@ from sevo_jax.data import PackedBatch, left_pad
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.models import SASRec
 from sevo_jax.training import RECIPES
-from sevo_jax.training.step import TrainState, train_epoch
+from sevo_jax.training.step import TrainState, step_key, train_epoch
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")
@@ -183,7 +183,7 @@ def phases() -> dict[str, float]:
         return jax.jit(epoch)
 
     def loss(params, batch, index):
-        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), index)
+        key = step_key(0, 0, index)
         return nnx.merge(run.graphdef, params).loss(batch, rng=key)
 
     def backward(params, batch_index):
