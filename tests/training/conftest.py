@@ -1,16 +1,32 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
-from sevo_jax.data import leave_one_out
-from sevo_jax.data.synthetic import planted
+from sevo_jax.data import InteractionLog, leave_one_out
 from sevo_jax.models import SASRecConfig
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
 
 
+def make_ring_log(num_users=300, seed=0):
+    """Users walk a ring of 60 items from somewhere on it, and skip one now and then."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (rng.integers(60) + np.cumsum(1 + (rng.random(length) < 0.1))) % 60
+        for length in rng.integers(6, 12, size=num_users)
+    ]
+    users = np.repeat(np.arange(num_users), [row.size for row in rows])
+    return InteractionLog.from_columns(users, np.concatenate(rows), name="ring")
+
+
+@pytest.fixture(scope="session")
+def ring_log():
+    return make_ring_log
+
+
 @pytest.fixture(scope="session")
 def tiny_split():
-    return leave_one_out(planted(num_users=300, num_items=100, num_groups=5))
+    return leave_one_out(make_ring_log())
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +34,7 @@ def tiny_recipe():
     """Compiles and trains in seconds; dropout and several steps an epoch included."""
     return Recipe(
         architecture=SASRecConfig(max_len=12, width=16, num_blocks=1, dropout=0.2),
-        optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.01, b2=0.98),
+        optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.01, b2=0.98),
         graph=GraphConfig(max_len=12),
         batch_size=64,
         epochs=12,

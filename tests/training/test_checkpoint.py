@@ -13,7 +13,7 @@ import pytest
 
 import sevo_jax
 from sevo_jax.data import leave_one_out
-from sevo_jax.data.synthetic import planted
+from sevo_jax.data.writers import write
 from sevo_jax.training import (
     CheckpointError,
     OptimizerConfig,
@@ -31,11 +31,11 @@ import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv.pop()))
 import orbax.checkpoint as ocp
 from sevo_jax.data import leave_one_out
-from sevo_jax.data.synthetic import planted
+from sevo_jax.data.readers import read
 from sevo_jax.training import Recipe, train
 from sevo_jax.training.logging import RunLog
 
-output, recipe, point = sys.argv[1:]
+output, data, recipe, point = sys.argv[1:]
 saved = []
 finish, told = ocp.StandardCheckpointer.wait_until_finished, RunLog.train
 
@@ -54,7 +54,7 @@ if point == "saving":
     ocp.StandardCheckpointer.wait_until_finished = killed_while_saving
 else:
     RunLog.train = killed_while_training
-split = leave_one_out(planted(num_users=300, num_items=100, num_groups=5))
+split = leave_one_out(read(data))
 train(Recipe.from_dict(json.loads(recipe)), split, seed=3, output=output)
 """
 
@@ -95,8 +95,11 @@ def test_a_killed_run_resumes_as_if_never_stopped(point, trainer, finished, tmp_
     output = tmp_path / "run"
     root = Path(sevo_jax.__file__).parents[1]
     recipe = json.dumps(trainer.recipe.to_dict())
+    data = tmp_path / "ring.txt"
+    write(trainer.split.log, data)
+    devices = str(jax.device_count())
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, output, recipe, point, str(jax.device_count())],
+        [sys.executable, "-c", CHILD, output, data, recipe, point, devices],
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
@@ -160,7 +163,7 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_again(
     [
         ({"epochs": 13}, "recipe.epochs was 12 and is 13"),
         (
-            {"optimizer": OptimizerConfig(name="adamw", learning_rate=5e-3)},
+            {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-2)},
             "recipe.optimizer.name was 'sevo_adamw' and is 'adamw'",
         ),
     ],
@@ -171,12 +174,13 @@ def test_another_recipe_does_not_resume(other_trainer, finished, changes, differ
         other_trainer(**changes).run(seed=3, output=output, resume=True, progress=False)
 
 
-def test_another_seed_or_other_data_do_not_resume(tiny_recipe, trainer, finished):
+def test_another_seed_or_other_data_do_not_resume(
+    tiny_recipe, trainer, finished, ring_log
+):
     _, output = finished
     with pytest.raises(CheckpointError, match="seed was 3 and is 4"):
         trainer.run(seed=4, output=output, resume=True, progress=False)
-    log = planted(num_users=300, num_items=100, num_groups=5, seed=1)
-    other = Trainer(tiny_recipe, leave_one_out(log))
+    other = Trainer(tiny_recipe, leave_one_out(ring_log(seed=1)))
     with pytest.raises(CheckpointError, match="dataset.sha256 was"):
         other.run(seed=3, output=output, resume=True, progress=False)
 

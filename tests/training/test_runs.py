@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import leave_one_out
-from sevo_jax.data.synthetic import planted
 from sevo_jax.evaluation import evaluate
 from sevo_jax.training import CheckpointError, load
 from sevo_jax.training.runs import Progress
@@ -38,14 +37,13 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 
 def test_other_data_are_told_apart_from_the_same_under_another_name(
-    finished, tiny_split
+    finished, tiny_split, ring_log
 ):
     saved = load(finished[1])
     renamed = dataclasses.replace(tiny_split.log, name="copy")
     saved.check(leave_one_out(renamed))
     with pytest.raises(CheckpointError, match="dataset.num_users was 300 and is 310"):
-        log = planted(num_users=310, num_items=100, num_groups=5)
-        saved.check(leave_one_out(log))
+        saved.check(leave_one_out(ring_log(num_users=310)))
 
 
 def test_progress_is_evaluated_once_an_epoch():

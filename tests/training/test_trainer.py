@@ -16,8 +16,8 @@ from sevo_jax.training.trainer import _ahead
 def test_training_learns(finished):
     result, _ = finished
     untrained = result.history[0]["valid"]["NDCG@10"]
-    assert result.valid["NDCG@10"] > 2 * untrained
-    assert result.losses[-1] < 0.9 * result.losses[0]
+    assert untrained < 0.15 and result.valid["NDCG@10"] > 0.5
+    assert result.losses[-1] < 0.7 * result.losses[0]
 
 
 def test_evaluated_every_third_epoch_the_first_and_the_last_included(
@@ -118,7 +118,7 @@ def test_the_result_is_json_and_in_the_directory(finished, tiny_recipe):
     about = json.loads((output / "run.json").read_text())
     assert about["versions"]["jax"] == jax.__version__
     assert about["protocol"] == written["protocol"]
-    assert "100 items with seen ones masked" in written["protocol"]
+    assert "60 items with seen ones masked" in written["protocol"]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
