@@ -46,9 +46,6 @@ START, BATCHES = _start(), _batches()
 NAMES = {"item_embedding": _adjacency()}
 OPTIMIZERS = {
     "adamw": lambda graphs: sevo.sevo_adamw(0.05, graphs, weight_decay=0.1),
-    "adamw_uncorrected": lambda graphs: sevo.sevo_adamw(
-        0.05, graphs, moment_correction=False
-    ),
     "adam": lambda graphs: sevo.sevo_adam(0.05, graphs, weight_decay=0.1),
     "sgd": lambda graphs: sevo.sevo_sgd(0.05, graphs, momentum=0.9, nesterov=True),
     "wrapped": lambda graphs: optax.apply_if_finite(

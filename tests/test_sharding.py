@@ -1,7 +1,7 @@
 """The library on meshes of eight virtual CPU devices, automatic and explicit."""
 
-import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ COLLECTIVE = re.compile(
 OVER_WIDTH = {"width": P(None, "columns"), "both_axes": P(None, ("rows", "columns"))}
 OVER_ROWS = {"rows": P("rows"), "all_rows": P(("rows", "columns"), None)}
 OVER_BOTH = {"rows_and_width": P("rows", "columns")}
+ONE_OF_EACH = {"width": P(None, "columns"), "rows": P("rows")}
 EVERYWHERE = {**OVER_WIDTH, **OVER_ROWS, **OVER_BOTH, "replicated": P()}
 
 
@@ -65,9 +66,27 @@ def psi(x):
     return sevo.smoothing.neumann(GRAPH, x, 0.9, 3)
 
 
-@functools.cache
-def expected_psi() -> np.ndarray:
-    return np.asarray(psi(jnp.asarray(table())))
+SMOOTHING = {
+    "iterative": lambda x: sevo.smoothing.iterative(GRAPH, x, 0.4, 2),
+    "exact": lambda x: sevo.smoothing.exact(GRAPH, x, 0.9),
+    "smoothness": lambda x: sevo.smoothing.smoothness(GRAPH, x),
+    "compare": lambda x: sevo.smoothing.compare(GRAPH, x, psi(x)),
+}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one device gives; of wider scope than any mesh, so outside of them all."""
+    first, second = jnp.asarray(table()), jnp.asarray(table(1))
+    assert len(psi(first).devices()) == 1
+    return SimpleNamespace(
+        psi=np.asarray(psi(first)),
+        psi_of_second=np.asarray(psi(second)),
+        psi_of_psi=np.asarray(psi(psi(first))),
+        smoothing={name: function(first) for name, function in SMOOTHING.items()},
+        trajectory=trajectory([gradients(step) for step in range(20)]),
+        batch_step=trajectory([batch_gradient()])[0],
+    )
 
 
 def place(mesh, spec, array):
@@ -87,12 +106,12 @@ def assert_placed(array, mesh, spec):
 
 
 @places(EVERYWHERE)
-def test_psi_is_exact_and_keeps_the_sharding(mesh, spec):
+def test_psi_is_exact_and_keeps_the_sharding(alone, mesh, spec):
     x = place(mesh, spec, table())
     for function in (psi, jax.jit(psi)):
         result = function(x)
         assert_placed(result, mesh, spec)
-        np.testing.assert_allclose(result, expected_psi(), rtol=1e-6, atol=3e-7)
+        np.testing.assert_allclose(result, alone.psi, rtol=1e-6, atol=3e-7)
 
 
 @places(OVER_WIDTH)
@@ -104,7 +123,7 @@ def test_psi_of_a_table_sharded_over_width_needs_no_communication(mesh, spec):
 
 
 @places(OVER_WIDTH)
-def test_gradient_through_psi_needs_no_communication(mesh, spec):
+def test_gradient_through_psi_needs_no_communication(alone, mesh, spec):
     def gradient(x, cotangent):
         return jax.vjp(psi, x)[1](cotangent)[0]
 
@@ -112,12 +131,12 @@ def test_gradient_through_psi_needs_no_communication(mesh, spec):
     assert collectives(gradient, x, x) == []
     result = jax.jit(gradient)(x, x)
     assert_placed(result, mesh, spec)
-    np.testing.assert_allclose(result, expected_psi(), rtol=1e-6, atol=3e-7)
+    np.testing.assert_allclose(result, alone.psi, rtol=1e-6, atol=3e-7)
 
 
 @places(EVERYWHERE)
 @pytest.mark.parametrize("seeds", [None, "rows"], ids=["whole", "seeds_over_rows"])
-def test_vmap_over_seeds(mesh, spec, seeds):
+def test_vmap_over_seeds(alone, mesh, spec, seeds):
     if seeds and "rows" in str(spec):
         pytest.skip("an axis of the mesh shards one dimension only")
     spec = P(seeds, *spec)
@@ -126,22 +145,19 @@ def test_vmap_over_seeds(mesh, spec, seeds):
     x = place(mesh, spec, tables)
     result = jax.jit(vmapped)(x)
     assert_placed(result, mesh, spec)
-    expected = np.stack([expected_psi(), psi(jnp.asarray(tables[1]))])
+    expected = np.stack([alone.psi, alone.psi_of_second])
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=3e-7)
     if tuple(spec)[1:2] in ((), (None,)):
         assert collectives(vmapped, x) == []
 
 
 @pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
-def test_psi_inside_shard_map(mesh, check_vma):
+def test_psi_inside_shard_map(alone, mesh, check_vma):
     def gradient(x):
         return jax.grad(lambda x: jnp.sum(psi(x) ** 2) / 2)(x)
 
     x = place(mesh, P(None, "columns"), table())
-    for function, expected in (
-        (psi, expected_psi()),
-        (gradient, psi(jnp.asarray(expected_psi()))),
-    ):
+    for function, expected in ((psi, alone.psi), (gradient, alone.psi_of_psi)):
         mapped = jax.shard_map(
             function,
             mesh=mesh,
@@ -154,33 +170,25 @@ def test_psi_inside_shard_map(mesh, check_vma):
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=3e-7)
 
 
-@places(EVERYWHERE)
-def test_every_function_of_smoothing(mesh, spec):
-    functions = {
-        "iterative": lambda x: sevo.smoothing.iterative(GRAPH, x, 0.4, 2),
-        "exact": lambda x: sevo.smoothing.exact(GRAPH, x, 0.9),
-        "smoothness": lambda x: sevo.smoothing.smoothness(GRAPH, x),
-        "compare": lambda x: sevo.smoothing.compare(GRAPH, x, psi(x)),
-    }
+@places({**OVER_BOTH, **ONE_OF_EACH})
+def test_every_function_of_smoothing(alone, mesh, spec):
     x = place(mesh, spec, table())
-    for name, function in functions.items():
+    for name, function in SMOOTHING.items():
         result = jax.jit(function)(x)
         if name in ("iterative", "exact"):
             assert_placed(result, mesh, spec)
-        expected = function(jnp.asarray(table()))
-        for actual, wanted in (
-            zip(result, expected, strict=True)
-            if (isinstance(result, tuple))
-            else [(result, expected)]
-        ):
-            np.testing.assert_allclose(actual, wanted, rtol=2e-5, atol=2e-5)
+        jax.tree.map(
+            lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5),
+            result,
+            alone.smoothing[name],
+        )
 
 
 # ---------------------------------------------------------------- optimizers
 
 
 LAYOUTS = {
-    # name of the graph, how a table is made into leaves, how a spec is for a leaf
+    # The key of the graph, the leaves of a table, and where each leaf then lies.
     "plain": ("item", lambda x: {"item": x}, lambda spec: spec),
     "joint": (
         ("user", "item"),
@@ -195,9 +203,14 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request):
-    return LAYOUTS[request.param]
+def layouts_and_places(plain, others):
+    """A plain table in every place of ``plain``, the other layouts in fewer."""
+    cases = {
+        f"{name}-{place}": (layout, spec)
+        for name, layout in LAYOUTS.items()
+        for place, spec in (plain if name == "plain" else others).items()
+    }
+    return pytest.mark.parametrize("layout, spec", cases.values(), ids=cases.keys())
 
 
 def make(names):
@@ -218,16 +231,23 @@ def gradients(step: int) -> np.ndarray:
     return table(step) * (rng.random((NUM_NODES, 1)) < 0.5)
 
 
-@functools.cache
-def single_device_trajectory(num_steps: int = 20):
-    """Tables after each step on one device."""
+# Rows drawn by a batch, with repetitions; more than half of the table is idle.
+BATCH = np.random.default_rng(0).integers(0, NUM_NODES // 2, 32)
+
+
+def batch_gradient() -> np.ndarray:
+    """Of half the sum of squares of the rows drawn."""
+    return np.bincount(BATCH, minlength=NUM_NODES)[:, None].astype(np.float32) * table()
+
+
+def trajectory(table_gradients):
+    """Tables after each step of an optimizer on one device."""
     tx = make("item")
     step = jax.jit(make_step(tx))
-    params = {"item": jnp.asarray(table()), "bias": jnp.zeros(WIDTH)}
+    params = {"item": jnp.asarray(table())}
     state, tables = tx.init(params), []
-    for i in range(num_steps):
-        grads = {"item": jnp.asarray(gradients(i)), "bias": jnp.ones(WIDTH)}
-        params, state = step(params, state, grads)
+    for grads in table_gradients:
+        params, state = step(params, state, {"item": jnp.asarray(grads)})
         tables.append(np.asarray(params["item"]))
     return tables
 
@@ -248,15 +268,14 @@ def assert_tables_placed(tree, mesh, layout, spec):
         assert_placed(leaf, mesh, layout[2](spec))
 
 
-@places(EVERYWHERE)
-def test_trajectory_is_that_of_a_single_device(mesh, layout, spec):
+@layouts_and_places(EVERYWHERE, ONE_OF_EACH)
+def test_trajectory_is_that_of_a_single_device(alone, mesh, layout, spec):
     tx = make(layout[0])
     params = tree_on(mesh, layout, spec, table())
     state = tx.init(params)
     assert_tables_placed((params, state), mesh, layout, spec)
     step = jax.jit(make_step(tx), donate_argnums=(0, 1))
-    params["bias"] = place(mesh, P(), np.zeros(WIDTH, np.float32))
-    for i, expected in enumerate(single_device_trajectory()):
+    for i, expected in enumerate(alone.trajectory):
         grads = tree_on(mesh, layout, spec, gradients(i))
         params, state = step(params, state, grads)
         assert_tables_placed((params, state), mesh, layout, spec)
@@ -264,8 +283,8 @@ def test_trajectory_is_that_of_a_single_device(mesh, layout, spec):
             np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
 
 
-@places({**OVER_WIDTH, **OVER_ROWS})
-def test_jitted_init(mesh, spec):
+@places(ONE_OF_EACH)
+def test_jitted_init(alone, mesh, spec):
     layout = LAYOUTS["plain"]
     tx, params = make("item"), tree_on(mesh, LAYOUTS["plain"], spec, table())
     state = jax.jit(tx.init)(params)
@@ -276,11 +295,11 @@ def test_jitted_init(mesh, spec):
     grads = tree_on(mesh, layout, spec, gradients(0))
     params, state = jax.jit(make_step(tx))(params, state, grads)
     assert_tables_placed((params, state), mesh, layout, spec)
-    expected = single_device_trajectory()[0]
+    expected = alone.trajectory[0]
     np.testing.assert_allclose(params["item"], expected, rtol=1e-6, atol=1e-6)
 
 
-@places(OVER_WIDTH)
+@layouts_and_places(OVER_WIDTH, {"width": OVER_WIDTH["width"]})
 def test_update_of_a_table_sharded_over_width(mesh, layout, spec):
     tx, params = make(layout[0]), tree_on(mesh, layout, spec, table())
     grads, state = tree_on(mesh, layout, spec, gradients(0)), tx.init(params)
@@ -312,13 +331,12 @@ def test_uncorrected_update_needs_no_communication(mesh, spec):
         assert collectives(make_step(tx), params, tx.init(params), grads) == []
 
 
-@places(EVERYWHERE)
-def test_graph_as_an_argument(mesh, spec):
+@places(ONE_OF_EACH)
+def test_graph_as_an_argument(alone, mesh, spec):
     layout = LAYOUTS["plain"]
     tx, params = make("item"), tree_on(mesh, layout, spec, table())
-    params["bias"] = place(mesh, P(), np.zeros(WIDTH, np.float32))
     grads = tree_on(mesh, layout, spec, gradients(0))
-    expected = single_device_trajectory()[0]
+    expected = alone.trajectory[0]
     step = jax.jit(lambda graph, *args: make_step(tx)(*args, graphs={"item": graph}))
     for operator in (GRAPH, place(mesh, P(), GRAPH)):
         updated, state = step(operator, params, tx.init(params), grads)
@@ -326,37 +344,33 @@ def test_graph_as_an_argument(mesh, spec):
         np.testing.assert_allclose(updated["item"], expected, rtol=1e-6, atol=1e-6)
 
 
-@places({**OVER_WIDTH, **OVER_ROWS})
-def test_eager_update(mesh, layout, spec):
+@layouts_and_places(ONE_OF_EACH, ONE_OF_EACH)
+def test_eager_update(alone, mesh, layout, spec):
     tx, params = make(layout[0]), tree_on(mesh, layout, spec, table())
     grads = tree_on(mesh, layout, spec, gradients(0))
     params, state = make_step(tx)(params, tx.init(params), grads)
     assert_tables_placed((params, state), mesh, layout, spec)
-    for name, leaf in layout[1](single_device_trajectory()[0]).items():
+    for name, leaf in layout[1](alone.trajectory[0]).items():
         np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
 
 
-def test_data_parallel_gradients(mesh):
-    """Batches on different devices, one replicated table: the sum of their gradients
-    decides which rows are idle."""
+def test_data_parallel_gradients(alone, mesh):
+    """A batch over all devices, one table on each: their sum decides what is idle."""
     explicit = AxisType.Explicit in mesh.axis_types
-    out_sharding = P(("rows", "columns")) if explicit else None
+    batch = P(("rows", "columns"))
     tx = make("item")
-    rows = np.random.default_rng(0).integers(0, NUM_NODES // 2, 32)
 
+    @jax.jit
     def step(params, state, rows):
         def loss(params):
-            batch = params["item"].at[rows].get(out_sharding=out_sharding)
-            return jnp.mean(batch**2)
+            drawn = (
+                params["item"].at[rows].get(out_sharding=batch if explicit else None)
+            )
+            return jnp.sum(drawn**2) / 2
 
-        grads = jax.grad(loss)(params)
-        return make_step(tx)(params, state, grads)
+        return make_step(tx)(params, state, jax.grad(loss)(params))
 
-    single = {"item": jnp.asarray(table())}
     params = {"item": place(mesh, P(), table())}
-    sharded_rows = place(mesh, P(("rows", "columns")), rows)
-    params, state = jax.jit(step)(params, tx.init(params), sharded_rows)
-    grads = jax.grad(lambda p: jnp.mean(p["item"][rows] ** 2))(single)
-    expected, _ = make_step(tx)(single, tx.init(single), grads)
-    np.testing.assert_allclose(params["item"], expected["item"], rtol=1e-6, atol=1e-6)
+    params, _ = step(params, tx.init(params), place(mesh, batch, BATCH))
     assert_placed(params["item"], mesh, P())
+    np.testing.assert_allclose(params["item"], alone.batch_step, rtol=1e-6, atol=1e-6)

@@ -248,17 +248,20 @@ class SASRec(nnx.Module):
         return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
     def encode(
-        self, inputs: Int[Array, "users max_len"]
-    ) -> Float[Array, "users max_len width"]:
+        self, inputs: Int[Array, "users cells"]
+    ) -> Float[Array, "users cells width"]:
         """Returns the features of left-padded frames, without dropout.
 
         Args:
-            inputs: Rows of the item table, 0 for the pads (see `inputs`).
+            inputs: Rows of the item table, 0 for the pads (see `inputs`). A frame
+                narrower than `max_len` stands for one with that many more pads.
         """
         # A padded frame is a packed row of one segment.
+        missing = self.config.max_len - inputs.shape[1]
         segments = (inputs > 0).astype(jnp.int32)
-        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-        num_pads = jnp.sum(inputs == 0, axis=1, keepdims=True)
+        positions = jnp.arange(missing, self.config.max_len)
+        positions = jnp.broadcast_to(positions, inputs.shape)
+        num_pads = missing + jnp.sum(inputs == 0, axis=1, keepdims=True)
         return self._features(
             self.item_embedding[...][inputs],
             segments,
@@ -268,13 +271,16 @@ class SASRec(nnx.Module):
         )
 
     def score(
-        self, inputs: Int[Array, "users max_len"]
+        self, inputs: Int[Array, "users cells"]
     ) -> Float[Array, "users num_items"]:
         """Returns each item's score as the next one after left-padded frames."""
         return self.encode(inputs)[:, -1] @ self.item_embedding[self.item_offset :].T
 
     def inputs(self, sequences: Sequences) -> np.ndarray:
-        """Returns the frames that `score` takes, int32 `[len(sequences), max_len]`.
+        """Returns the frames that `score` takes, int32 `[len(sequences), cells]`.
+
+        `cells` is the smallest of 8, 16, 32, ... that holds the longest sequence, and
+        `max_len` at most: few widths to compile for, and little work on pads.
 
         Args:
             sequences: Items of each user, `0..num_items-1`, the oldest first.
@@ -289,7 +295,10 @@ class SASRec(nnx.Module):
                     f"items run from {least} to {most}, the model knows "
                     f"0..{self.num_items - 1}: map them as its training data was"
                 )
-        return left_pad(sequences, self.config.max_len, self.item_offset)
+        cells = 8
+        while cells < sequences.lengths.max(initial=0):
+            cells *= 2
+        return left_pad(sequences, min(cells, self.config.max_len), self.item_offset)
 
     def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PackedEpochs:
         """Returns the epochs of `train`, by number; a step of one is a loss's batch."""

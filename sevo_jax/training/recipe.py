@@ -42,7 +42,7 @@ class OptimizerConfig:
     approximation: Literal["neumann", "iterative"] = "neumann"
     """Form of the smoothing: the paper's series, or the iteration it improves on."""
     rescale: bool = True
-    """Whether the series is rescaled to keep the size of an update (Eq. 7, else 6)."""
+    """Whether the series has the factor of Eq. 7; without it, it is Eq. 6."""
     moment_correction: bool = True
     """Whether sevo_adamw corrects the moments of rows without gradient (Theorem 3)."""
 

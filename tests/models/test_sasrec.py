@@ -207,6 +207,18 @@ def test_inputs_are_padded_rows_of_the_table_and_checked():
         model.inputs(Sequences.from_lists([[0, 40]]))
 
 
+def test_narrow_frames_score_as_those_of_the_whole_width():
+    model, _ = make(max_len=20)
+    model = with_params(model, perturbed(model))
+    sequences = Sequences.from_lists([[3, 1, 4], [5], [9, 2, 6, 5, 3, 5, 8, 39]])
+    narrow = model.inputs(sequences)
+    assert narrow.shape == (3, 8)
+    whole = model.score(left_pad(sequences, 20, 1))
+    np.testing.assert_allclose(model.score(narrow), whole, rtol=1e-5, atol=1e-5)
+    assert model.inputs(Sequences.from_lists([[1] * 9])).shape == (1, 16)
+    assert model.inputs(Sequences.from_lists([[1] * 17])).shape == (1, 20)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_only_rows_of_the_batch_get_a_gradient(dropout):
     model, batch = make(dropout=dropout)
