@@ -5,6 +5,11 @@
 Needs PyTorch besides ``sevo-jax[train]``. Writes ``results/smoothing.json``.
 """
 
+import os
+
+# Idle OpenMP threads would spin on the cores of the candidate after PyTorch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import jax
 import numpy as np
 import torch
@@ -60,7 +65,7 @@ def measure(name: str, max_len: int) -> dict:
     expected = candidates["SciPy CSR"]()
     for other in ("sevo_jax", "PyTorch CSR", "plain BCOO"):
         np.testing.assert_allclose(np.asarray(candidates[other]()), expected, atol=1e-5)
-    seconds = time_in_turns(candidates, rounds=30)
+    seconds = time_in_turns(candidates, rounds=10, calls=6)
     base = seconds["SciPy CSR"]["median"]
     print(f"{name}: {operator}, width {WIDTH}, {LAYERS} layers")
     for key, value in seconds.items():

@@ -4,13 +4,20 @@
 
 Needs PyTorch besides ``sevo-jax[train]``. Every candidate trains the same model with
 the same batch size on the same number of cores; the second figure of each adds one
-full ranking of all users, as it is done after an epoch. Writes
-``results/training.json``.
+full ranking of all users, as it is done after an epoch. PyTorch stands twice: as it is
+usually written, with a data loader, and tuned, with ready-made batches and without
+attention weights. Writes ``results/training.json``.
 """
 
-import resource
+import os
+
+# Idle OpenMP threads would spin on the cores of the candidate after PyTorch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +26,7 @@ import optax
 import torch
 from flax import nnx
 from harness import load, save, time_in_turns
-from torch_sasrec import TorchSASRec
+from torch_sasrec import TorchSASRec, UserSamples
 
 import sevo_jax as sevo
 from sevo_jax.data import PackedBatch, left_pad
@@ -108,18 +115,18 @@ def padded_frames(epochs, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 class Torch:
-    """Plain PyTorch on the same frames."""
+    """PyTorch, as usually written or tuned."""
 
-    def __init__(self, epochs):
+    def __init__(self, tuned: bool):
         torch.manual_seed(0)
         architecture, config = RECIPE.architecture, RECIPE.optimizer
-        self.epochs = epochs
         self.model = TorchSASRec(
             SPLIT.num_items,
             max_len=architecture.max_len,
             width=architecture.width,
             num_blocks=architecture.num_blocks,
             dropout=architecture.dropout,
+            tuned=tuned,
         )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -128,17 +135,28 @@ class Torch:
             weight_decay=config.weight_decay,
         )
         self.inputs = left_pad(SPLIT.train, architecture.max_len)
+        self.loader = torch.utils.data.DataLoader(
+            UserSamples(SPLIT.train, SPLIT.num_items, architecture.max_len),
+            batch_size=RECIPE.batch_size,
+            shuffle=True,
+        )
+        self.epochs = Packed("adamw").epochs if tuned else None
         self.epoch = 0
+
+    def batches(self):
+        if self.epochs is None:
+            return self.loader
+        frames = padded_frames(self.epochs, self.epoch)
+        return zip(*(torch.from_numpy(part).long() for part in frames))
 
     def train(self) -> float:
         self.model.train()
-        frames = padded_frames(self.epochs, self.epoch)
-        self.epoch += 1
-        for batch in zip(*(torch.from_numpy(part).long() for part in frames)):
+        for batch in self.batches():
             self.optimizer.zero_grad()
             loss = self.model.loss(*batch)
             loss.backward()
             self.optimizer.step()
+        self.epoch += 1
         return float(loss.detach())
 
     @torch.no_grad()
@@ -162,11 +180,19 @@ class Torch:
 def candidate(name: str):
     if name.startswith("packed"):
         return Packed("sevo_adamw" if "SEvo" in name else "adamw")
-    packed = Padded("adamw")
-    return packed if name.startswith("padded") else Torch(packed.epochs)
+    if name.startswith("padded"):
+        return Padded("adamw")
+    return Torch(tuned="tuned" in name)
 
 
-NAMES = ("packed, AdamW", "packed, SEvo-AdamW", "padded, AdamW", "PyTorch, AdamW")
+BASELINE = "PyTorch, AdamW"
+NAMES = (
+    "packed, AdamW",
+    "packed, SEvo-AdamW",
+    "padded, AdamW",
+    BASELINE,
+    "PyTorch tuned, AdamW",
+)
 
 
 def phases() -> dict[str, float]:
@@ -212,7 +238,7 @@ def phases() -> dict[str, float]:
 
 
 def peak_memory(name: str) -> float:
-    """Largest resident size, in MB, of a process that trains and ranks once."""
+    """Largest resident size, in MB, of a process that trains and ranks once (Linux)."""
     result = subprocess.run(
         [sys.executable, __file__, name], check=True, capture_output=True, text=True
     )
@@ -227,7 +253,7 @@ def main() -> None:
     )
     epoch = {name: seconds[name]["median"] for name in NAMES}
     ranked = {name: epoch[name] + ranking[name]["median"] for name in NAMES}
-    base, base_ranked = epoch["PyTorch, AdamW"], ranked["PyTorch, AdamW"]
+    base, base_ranked = epoch[BASELINE], ranked[BASELINE]
     results = {}
     print(f"{'':20} epoch s  PyTorch/it  with ranking s  PyTorch/it  peak MB")
     for name in NAMES:
@@ -256,6 +282,8 @@ if __name__ == "__main__":
         run = candidate(sys.argv[1])
         run.train()
         run.evaluate()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # Unlike getrusage, this does not count the process that started this one.
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024)
     else:
         main()

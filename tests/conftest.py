@@ -13,7 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # The same examples in every run; and the first example of a shape compiles.
 hypothesis.settings.register_profile(
-    "tests", deadline=None, derandomize=True, max_examples=40
+    "tests", deadline=None, derandomize=True, max_examples=30
 )
 hypothesis.settings.load_profile("tests")
 

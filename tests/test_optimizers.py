@@ -337,8 +337,9 @@ def test_adamw_in_single_precision(layout, layouts, problem, oracle):
     )
 
 
-@pytest.mark.parametrize("wd", [0.0, 0.1])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout, wd", [*((layout, 0.1) for layout in LAYOUTS), ("joint", 0.0)]
+)
 def test_adam(layout, wd, layouts, problem, oracle, x64):
     graphs, tables = layouts[layout]
     optimizer = sevo.sevo_adam(0.05, graphs, weight_decay=wd)
@@ -623,11 +624,14 @@ def test_other_leaves_are_those_of_optax_bit_by_bit(name, layouts, problem, opta
         assert (np.asarray(one[leaf]) != np.asarray(two[leaf])).any()
 
 
-@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(
-    "layout, more",
-    [("joint", {"beta": 0.0}), ("transposed", {"num_layers": 0}), ("none", {})],
-    ids=["no strength", "no hops", "no graph"],
+    "name, layout, more",
+    [
+        *((name, "joint", {"beta": 0.0}) for name in PLAIN),
+        *((name, "none", {}) for name in PLAIN),
+        ("adamw", "transposed", {"num_layers": 0}),
+        ("sgd", "several leaves", {"num_layers": 0}),
+    ],
 )
 def test_without_smoothing_it_is_optax_bit_by_bit(
     name, layout, more, layouts, problem, optax_run
@@ -681,23 +685,36 @@ def test_parameters_are_needed_for_decay_alone(make, layouts, problem):
         decaying.update(gradients[0], decaying.init(params))
 
 
-@pytest.mark.parametrize("correction", [True, False])
-def test_dtypes_of_the_moments(correction, layouts, problem):
-    """Of half-precision parameters: float32 for the corrected tables, else optax's."""
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), problem[0])
+HALF, FULL = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "params_dtype, mu_dtype, table_moments, other_moments",
+    [
+        # A corrected table's moments are in float32 unless mu_dtype says otherwise.
+        (HALF, None, (FULL, FULL), (HALF, HALF)),
+        (HALF, FULL, (FULL, FULL), (FULL, HALF)),
+        (FULL, HALF, (HALF, FULL), (HALF, FULL)),
+        (FULL, None, (FULL, FULL), (FULL, FULL)),
+    ],
+)
+def test_dtypes_of_the_moments(
+    params_dtype, mu_dtype, table_moments, other_moments, layouts, problem
+):
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, params_dtype), problem[0])
     graphs, tables = layouts["joint"]
-    for mu_dtype in (None, jnp.float32):
+
+    def moments(correction):
         optimizer = sevo.sevo_adamw(
             0.05, graphs, mu_dtype=mu_dtype, moment_correction=correction
         )
         found = {}
-        state = optimizer.init(params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(optimizer.init(params)):
             keys = [getattr(key, "name", getattr(key, "key", None)) for key in path]
-            if "mu" in keys or "nu" in keys:
-                found["mu" if "mu" in keys else "nu", keys[-1]] = leaf.dtype
-        assert len(found) == 2 * len(params)
-        for (moment, name), kind in found.items():
-            wide = correction and name in tables[0].names
-            wide = wide or (moment == "mu" and mu_dtype == jnp.float32)
-            assert kind == (jnp.float32 if wide else jnp.bfloat16), (moment, name)
+            for moment in {"mu", "nu"}.intersection(keys):
+                found.setdefault(keys[-1], {})[moment] = leaf.dtype
+        return {name: (kinds["mu"], kinds["nu"]) for name, kinds in found.items()}
+
+    plain = {name: other_moments for name in params}
+    assert moments(False) == plain
+    assert moments(True) == plain | {name: table_moments for name in tables[0].names}

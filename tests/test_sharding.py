@@ -344,7 +344,7 @@ def test_graph_as_an_argument(alone, mesh, spec):
         np.testing.assert_allclose(updated["item"], expected, rtol=1e-6, atol=1e-6)
 
 
-@layouts_and_places(ONE_OF_EACH, ONE_OF_EACH)
+@layouts_and_places(ONE_OF_EACH, OVER_BOTH)
 def test_eager_update(alone, mesh, layout, spec):
     tx, params = make(layout[0]), tree_on(mesh, layout, spec, table())
     grads = tree_on(mesh, layout, spec, gradients(0))

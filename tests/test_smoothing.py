@@ -49,7 +49,16 @@ def test_iterative_is_the_recursion(dense, oracle, rng, x64):
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_exact_solves_the_system(dense, oracle, rng, dtype):
+def test_exact_solves_the_system(dense, oracle, rng, x64):
+    check_exact(dense, oracle, rng, np.float64)
+
+
+def test_exact_in_single_precision(random_graph, oracle, rng):
+    dense = random_graph(0, 9, isolated=(0, 4, 8), self_loops=True)
+    check_exact(dense, oracle, rng, np.float32)
+
+
+def check_exact(dense, oracle, rng, dtype):
     graph, x = prepared(dense), table_for(dense, rng, dtype)
     solve = jax.jit(exact)
     for beta in (0.0, 0.5, 0.99, 0.9999):
@@ -240,16 +249,22 @@ def test_root_of_the_degrees_is_a_fixed_point(dense, x64):
 
 
 def test_strength_next_to_one_keeps_its_digits(random_graph, oracle, rng):
-    # The quotient (1 - beta) / (1 - beta^(L+1)) has no digit left in float32 here.
-    dense, beta = random_graph(0, 6), 1 - 2.0**-24
+    # In float32 the quotient (1 - beta) / (1 - beta^(L+1)) has four digits left here.
+    dense, beta = random_graph(0, 6), np.float32(0.99995)
     x = rng.normal(size=(6, 2)).astype(np.float32)
-    expected = oracle.neumann(dense, x.astype(np.float64), beta, 3)
-    np.testing.assert_allclose(
-        neumann(prepared(dense), jnp.asarray(x), jnp.float32(beta), 3),
-        expected,
-        rtol=2e-6,
-        atol=1e-6,
-    )
+    expected = oracle.neumann(dense, x.astype(np.float64), float(beta), 3)
+    actual = neumann(prepared(dense), jnp.asarray(x), jnp.asarray(beta), 3)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_strength_of_one_is_the_plain_average(random_graph, oracle, rng, x64):
+    """Where the quotient is 0/0; a schedule may reach it."""
+    dense = random_graph(0, 6)
+    a, x = oracle.normalised(dense), rng.normal(size=(6, 2))
+    expected = (x + a @ x + a @ a @ x) / 3
+    smooth = jax.jit(neumann, static_argnums=3)
+    actual = smooth(prepared(dense), jnp.asarray(x), 1.0, 2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-13)
 
 
 # ------------------------------------------------------------------ precision

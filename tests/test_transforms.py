@@ -1,6 +1,7 @@
 """The two transformations by themselves: moments, smoothing, what they accept."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,10 @@ import scipy.sparse
 
 import sevo_jax as sevo
 from sevo_jax import transforms
+
+# Optax types updates as any tree; here they are the arrays that were given.
+scale_by_sevo: Any = sevo.scale_by_sevo
+scale_by_moment_corrected_adam: Any = sevo.scale_by_moment_corrected_adam
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -61,7 +66,7 @@ def test_vector_moments(x64):
         (0.78331396, -0.6095643),
         (0.78331396, -0.6095643),
     ]
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
+    transform = scale_by_moment_corrected_adam(0.9, 0.99)
     state = transform.init(jnp.zeros((1, 2)))
     for gradient, direction in zip(gradients, expected, strict=True):
         actual, state = transform.update(jnp.array([gradient], float), state)
@@ -77,7 +82,7 @@ def test_vector_moments(x64):
 )
 def test_moments_are_the_literal_ones(b1, b2, rng, x64):
     gradients = sparse_gradients(rng)
-    transform = sevo.scale_by_moment_corrected_adam(b1, b2)
+    transform = scale_by_moment_corrected_adam(b1, b2)
     state = transform.init(jnp.zeros(gradients[0].shape))
     update = jax.jit(transform.update)
     literal = literal_moments(gradients, b1, b2)
@@ -94,7 +99,7 @@ def test_moments_are_the_literal_ones(b1, b2, rng, x64):
 
 def test_moments_in_single_precision(rng):
     gradients = sparse_gradients(rng, steps=50, dtype=np.float32)
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    transform = scale_by_moment_corrected_adam(0.9, 0.999)
     state = transform.init(jnp.zeros(gradients[0].shape))
     update = jax.jit(transform.update)
     literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
@@ -121,7 +126,7 @@ def test_weights_of_the_running_mean_in_single_precision(decay):
 def test_second_moment_is_accurate_from_the_first_step(rng):
     """Plain float32 Adam has 1 - 0.999 wrong by 1.3e-5 there."""
     gradients = rng.normal(size=(10, 4, 3)).astype(np.float32)
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    transform = scale_by_moment_corrected_adam(0.9, 0.999)
     state = transform.init(jnp.zeros((4, 3)))
     literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
     for t, (gradient, (_, v, _)) in enumerate(
@@ -136,7 +141,7 @@ def test_traced_decays_are_those_of_floats(rng):
 
     @jax.jit
     def last(b1, b2):
-        transform = sevo.scale_by_moment_corrected_adam(b1, b2)
+        transform = scale_by_moment_corrected_adam(b1, b2)
         state = transform.init(jnp.zeros(gradients[0].shape))
         for gradient in gradients:
             out, state = transform.update(jnp.asarray(gradient), state)
@@ -150,7 +155,7 @@ def test_traced_decays_are_those_of_floats(rng):
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
 def test_idle_direction_is_the_same_bits_for_a_thousand_steps(kind, rng):
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.999)
+    transform = scale_by_moment_corrected_adam(0.9, 0.999)
     gradients = jnp.asarray(rng.normal(size=(3, 4, 5))).astype(kind)
     state = transform.init(gradients[0])
     for gradient in gradients:
@@ -176,7 +181,7 @@ def test_rows_are_those_of_each_leaf(rng, x64):
         gradients[name][2:, 1] = 0
         gradients[name][:2, 3] = 0
     gradients["scalar"][3] = 0
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
+    transform = scale_by_moment_corrected_adam(0.9, 0.99)
     state = transform.init({k: jnp.zeros(s) for k, s in shapes.items()})
     for t in range(6):
         out, state = transform.update(
@@ -192,7 +197,7 @@ def test_rows_are_those_of_each_leaf(rng, x64):
 
 def test_rows_of_a_transposed_table(rng, x64):
     gradients = sparse_gradients(rng, steps=8)
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99, row_axis=1)
+    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=1)
     state = transform.init({"kernel": jnp.zeros((3, 8)), "bias": jnp.zeros(8)})
     for gradient in gradients:
         out, state = transform.update(
@@ -211,7 +216,7 @@ def test_active_rows_replace_the_test_for_zero(transposed, rng, x64):
     gradients[:, 5] += 0.01  # noise that the test for zero would take for a gradient
     active = rng.random((12, 8)) < 0.5
     active[0, 0] = True  # a sampled row with a zero gradient
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99, row_axis=int(transposed))
+    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=int(transposed))
     turn = np.transpose if transposed else np.asarray
     state = transform.init({"a": jnp.zeros(turn(gradients[0]).shape)})
     for gradient, mask in zip(gradients, active, strict=True):
@@ -226,7 +231,7 @@ def test_active_rows_replace_the_test_for_zero(transposed, rng, x64):
 
 def test_active_rows_of_one_leaf_leave_the_others_alone(rng):
     gradients = {k: jnp.asarray(rng.normal(size=(4, 2))) for k in "ab"}
-    transform = sevo.scale_by_moment_corrected_adam()
+    transform = scale_by_moment_corrected_adam()
     state = transform.init(gradients)
     none = jnp.zeros(4, bool)
     out, _ = transform.update(gradients, state, active_rows={"a": none})
@@ -241,7 +246,7 @@ def test_active_rows_of_one_leaf_leave_the_others_alone(rng):
 def test_eps_inside_and_outside_the_root(x64):
     gradient = jnp.array([[3.0, -4.0]])
     for eps, eps_root in ((0.5, 0.0), (0.0, 0.5), (0.25, 2.0)):
-        transform = sevo.scale_by_moment_corrected_adam(eps=eps, eps_root=eps_root)
+        transform = scale_by_moment_corrected_adam(eps=eps, eps_root=eps_root)
         out, _ = transform.update(gradient, transform.init(gradient))
         g = np.array([[3.0, -4.0]])
         expected = g / (np.sqrt(g**2 + eps_root) + eps)
@@ -261,7 +266,7 @@ def test_eps_inside_and_outside_the_root(x64):
 )
 def test_dtypes_of_the_state_are_fixed_at_init(given, mu_dtype, mu, nu, x64):
     params = {"a": jnp.ones((3, 2), given)}
-    transform = sevo.scale_by_moment_corrected_adam(mu_dtype=mu_dtype)
+    transform = scale_by_moment_corrected_adam(mu_dtype=mu_dtype)
     state = transform.init(params)
     for _ in range(2):
         assert state.mu["a"].dtype == mu and state.nu["a"].dtype == nu
@@ -294,7 +299,7 @@ def test_smooths_the_named_leaf_and_touches_no_other(adjacency, oracle, rng, x64
         "old_item": jnp.asarray(rng.normal(size=(6, 3))),
         "bias": jnp.asarray(rng.normal(size=6)),
     }
-    out = smoothed(sevo.scale_by_sevo({"item": sparse(adjacency)}, 0.9, 2), updates)
+    out = smoothed(scale_by_sevo({"item": sparse(adjacency)}, 0.9, 2), updates)
     expected = oracle.neumann(adjacency, np.asarray(updates["item"]), 0.9, 2)
     np.testing.assert_allclose(out["item"], expected, rtol=1e-12)
     assert out["old_item"] is updates["old_item"]
@@ -313,7 +318,7 @@ def test_smooths_the_named_leaf_and_touches_no_other(adjacency, oracle, rng, x64
 )
 def test_options(options, name, arguments, adjacency, oracle, rng, x64):
     x = rng.normal(size=(6, 3))
-    out = smoothed(sevo.scale_by_sevo(sparse(adjacency), **options), jnp.asarray(x))
+    out = smoothed(scale_by_sevo(sparse(adjacency), **options), jnp.asarray(x))
     expected = getattr(oracle, name)(adjacency, x, *arguments)
     np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-14)
 
@@ -323,7 +328,7 @@ def test_a_name_that_matches_several_leaves_smooths_each_alone(
 ):
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
     updates = {"in": {"table": jnp.asarray(x)}, "out": {"table": jnp.asarray(y)}}
-    out = smoothed(sevo.scale_by_sevo({"table": sparse(adjacency)}, 0.9), updates)
+    out = smoothed(scale_by_sevo({"table": sparse(adjacency)}, 0.9), updates)
     for name, given in (("in", x), ("out", y)):
         expected = oracle.neumann(adjacency, given, 0.9, 3)
         np.testing.assert_allclose(out[name]["table"], expected, rtol=1e-11)
@@ -337,7 +342,7 @@ def test_joint_table_is_stacked_in_the_order_of_the_names(
     turn = np.transpose if transposed else np.asarray
     leaves = {k: rng.normal(size=(n, 4)) for k, n in (("a", 1), ("b", 3), ("c", 2))}
     updates = {k: jnp.asarray(turn(leaf)) for k, leaf in leaves.items()}
-    out = smoothed(sevo.scale_by_sevo({order: sparse(adjacency)}, 0.9), updates)
+    out = smoothed(scale_by_sevo({order: sparse(adjacency)}, 0.9), updates)
     stacked = np.concatenate([leaves[name] for name in order])
     expected = oracle.neumann(adjacency, stacked, 0.9, 3)
     actual = np.concatenate([turn(out[name]) for name in order])
@@ -348,7 +353,7 @@ def test_transposed_table_and_its_square_exception(adjacency, oracle, rng, x64):
     kernel, square = rng.normal(size=(3, 6)), rng.normal(size=(6, 6))
     updates = {"kernel": jnp.asarray(kernel), "square": jnp.asarray(square)}
     graphs = {"kernel": sparse(adjacency), "square": sparse(adjacency)}
-    out = smoothed(sevo.scale_by_sevo(graphs, 0.9), updates)
+    out = smoothed(scale_by_sevo(graphs, 0.9), updates)
     expected = oracle.neumann(adjacency, kernel.T, 0.9, 3).T
     np.testing.assert_allclose(out["kernel"], expected, rtol=1e-11)
     expected = oracle.neumann(adjacency, square, 0.9, 3)
@@ -358,7 +363,7 @@ def test_transposed_table_and_its_square_exception(adjacency, oracle, rng, x64):
 def test_schedule_of_the_strength(adjacency, oracle, rng, x64):
     x = rng.normal(size=(6, 3))
     betas = [0.0, 0.3, 0.6, 0.9]
-    transform = sevo.scale_by_sevo(
+    transform = scale_by_sevo(
         sparse(adjacency), lambda count: jnp.asarray(betas)[count]
     )
     state = transform.init(jnp.asarray(x))
@@ -374,7 +379,7 @@ def test_graphs_given_to_update_replace_the_bound_ones(
     adjacency, random_graph, oracle, rng, x64
 ):
     x, other = rng.normal(size=(6, 3)), random_graph(7, 6)
-    transform = sevo.scale_by_sevo({"item": sparse(adjacency)}, 0.9)
+    transform = scale_by_sevo({"item": sparse(adjacency)}, 0.9)
     updates = {"item": jnp.asarray(x)}
     state = transform.init(updates)
 
@@ -387,13 +392,13 @@ def test_graphs_given_to_update_replace_the_bound_ones(
         np.testing.assert_allclose(out, oracle.neumann(dense, x, 0.9, 3), rtol=1e-11)
     out = transform.update(updates, state)[0]["item"]
     np.testing.assert_allclose(out, oracle.neumann(adjacency, x, 0.9, 3), rtol=1e-11)
-    whole = sevo.scale_by_sevo(sparse(adjacency), 0.9)
+    whole = scale_by_sevo(sparse(adjacency), 0.9)
     out = smoothed(whole, jnp.asarray(x), graphs=sparse(other))
     np.testing.assert_allclose(out, oracle.neumann(other, x, 0.9, 3), rtol=1e-11)
 
 
 def test_graphs_given_to_update_need_the_same_names(adjacency):
-    transform = sevo.scale_by_sevo({"item": sparse(adjacency)})
+    transform = scale_by_sevo({"item": sparse(adjacency)})
     updates = {"item": jnp.ones((6, 2)), "user": jnp.ones((6, 2))}
     with pytest.raises(ValueError, match=r"for \['user'\].*made for \['item'\]"):
         smoothed(transform, updates, graphs={"user": sparse(adjacency)})
@@ -402,15 +407,15 @@ def test_graphs_given_to_update_need_the_same_names(adjacency):
 def test_unknown_extra_arguments_are_swallowed(adjacency):
     updates = jnp.ones((6, 2))
     for transform in (
-        sevo.scale_by_sevo(sparse(adjacency)),
-        sevo.scale_by_moment_corrected_adam(),
+        scale_by_sevo(sparse(adjacency)),
+        scale_by_moment_corrected_adam(),
     ):
         out = smoothed(transform, updates, value=1.0, loss_fn=None)
         np.testing.assert_array_equal(out, smoothed(transform, updates))
 
 
 def test_state_of_smoothing_is_its_count_alone(adjacency):
-    transform = sevo.scale_by_sevo({"item": sparse(adjacency)})
+    transform = scale_by_sevo({"item": sparse(adjacency)})
     state = transform.init({"item": jnp.ones((6, 2))})
     assert isinstance(state, sevo.ScaleBySevoState)
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [()]
@@ -419,7 +424,7 @@ def test_state_of_smoothing_is_its_count_alone(adjacency):
 @pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_dtype_of_the_updates_is_kept(kind, adjacency, oracle, rng):
     x = jnp.asarray(rng.normal(size=(6, 3))).astype(kind)
-    out = smoothed(sevo.scale_by_sevo(sparse(adjacency)), x)
+    out = smoothed(scale_by_sevo(sparse(adjacency)), x)
     assert out.dtype == kind
     expected = oracle.neumann(adjacency, np.asarray(x, np.float64), 0.99, 3)
     np.testing.assert_allclose(
@@ -437,7 +442,7 @@ def test_joint_table_of_two_dtypes_keeps_both(adjacency, oracle, rng):
         "b": jnp.asarray(y, jnp.bfloat16),
     }
     with jax.numpy_dtype_promotion("standard"):
-        out = smoothed(sevo.scale_by_sevo({("a", "b"): sparse(adjacency)}), updates)
+        out = smoothed(scale_by_sevo({("a", "b"): sparse(adjacency)}), updates)
     assert out["a"].dtype == jnp.float32 and out["b"].dtype == jnp.bfloat16
     stacked = np.concatenate(
         [np.asarray(leaf, np.float64) for leaf in updates.values()]
@@ -452,7 +457,7 @@ def test_joint_table_of_two_dtypes_keeps_both(adjacency, oracle, rng):
 def test_one_nan_reaches_what_lies_within_the_hops():
     path = np.diag(np.ones(5), 1) + np.diag(np.ones(5), -1)
     updates = jnp.ones((6, 1)).at[0].set(jnp.nan)
-    out = smoothed(sevo.scale_by_sevo(sparse(path), 0.9, num_layers=2), updates)
+    out = smoothed(scale_by_sevo(sparse(path), 0.9, num_layers=2), updates)
     np.testing.assert_array_equal(np.isnan(out[:, 0]), [1, 1, 1, 0, 0, 0])
 
 
@@ -460,9 +465,7 @@ def test_chained_after_adam_it_smooths_the_direction(adjacency, oracle, rng):
     gradients = rng.normal(size=(4, 6, 3)).astype(np.float32)
     plain = optax.scale_by_adam()
     with jax.numpy_dtype_promotion("standard"):
-        chained = optax.chain(
-            optax.scale_by_adam(), sevo.scale_by_sevo(sparse(adjacency))
-        )
+        chained = optax.chain(optax.scale_by_adam(), scale_by_sevo(sparse(adjacency)))
         state = plain.init(jnp.asarray(gradients[0])), chained.init(gradients[0])
         for gradient in gradients:
             direction, first = plain.update(jnp.asarray(gradient), state[0])
