@@ -121,6 +121,11 @@ def active_rows_by_leaf(tree: Any, active_rows: Any) -> list[jax.Array | None]:
         active_rows = {WHOLE_TREE: active_rows}
     hidden = _named_leaves(tree, hidden=True)[0]
     for name, mask in active_rows.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"a key of active_rows is the name of one leaf, got {name!r}: give "
+                "each leaf of a joint table its own mask"
+            )
         visible = any(_matches(name, path) for path in paths)
         if not visible and any(_matches(name, path) for path in hidden):
             continue

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
+from jax.core import Tracer
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -75,7 +76,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
 
     ``BCOO.from_scipy_sparse`` leaves the flags off, and GPU kernels need them.
     """
-    csr = scipy.sparse.csr_array(matrix, copy=True)
+    csr: Any = scipy.sparse.csr_array(matrix, copy=True)
     csr.sum_duplicates()
     rows = np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
     indices = np.stack([rows, csr.indices.astype(np.int32)], axis=1)
@@ -101,7 +102,7 @@ def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
             tuple(np.asarray(part) for part in parts), shape=shape, dtype=np.float64
         )
     if isinstance(adjacency, BCOO):
-        if isinstance(adjacency.data, jax.core.Tracer):
+        if isinstance(adjacency.data, Tracer):
             raise TypeError(
                 "the adjacency is a traced BCOO: call sevo_jax.prepare(adjacency) "
                 "outside jit and pass the GraphOperator it returns as the argument"
@@ -129,19 +130,23 @@ def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
         )
         return coo.tocsr()
     if scipy.sparse.issparse(adjacency):
-        _check_square(adjacency.shape)
-        if adjacency.format in ("csr", "csc", "bsr"):
+        matrix: Any = adjacency
+        _check_square(matrix.shape)
+        if matrix.format in ("csr", "csc", "bsr"):
             # SciPy does not look at the indices by itself, and its kernels would
             # write past the ends of their buffers.
             try:
-                adjacency.check_format(full_check=True)
+                matrix.check_format(full_check=True)
             except ValueError as error:
                 raise ValueError(
                     f"the adjacency has an index out of range for "
-                    f"{adjacency.shape[0]} nodes, or is malformed otherwise: {error}"
+                    f"{matrix.shape[0]} nodes, or is malformed otherwise: {error}"
                 ) from None
+            # Which that check skips where the last pointer is 0.
+            if (np.diff(matrix.indptr) < 0).any():
+                raise ValueError("the row pointers of the adjacency decrease")
         # A copy: the caller's matrix is not ours to sort and prune.
-        return scipy.sparse.csr_array(adjacency, dtype=np.float64, copy=True)
+        return scipy.sparse.csr_array(matrix, dtype=np.float64, copy=True)
     raise TypeError(
         "a graph is a BCOO, a SciPy sparse matrix or a GraphOperator, got "
         f"{type(adjacency).__name__}: wrap a dense matrix in scipy.sparse.csr_array"
@@ -156,7 +161,7 @@ def _check_square(shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_weights(csr: scipy.sparse.csr_array) -> None:
+def _check_weights(csr: Any) -> None:
     def entry(position: int) -> str:
         row = int(np.searchsorted(csr.indptr, position, side="right")) - 1
         return f"({row}, {csr.indices[position]}) = {csr.data[position]}"
@@ -188,7 +193,7 @@ def _check_weights(csr: scipy.sparse.csr_array) -> None:
         )
 
 
-def _check_spectral_radius(csr: scipy.sparse.csr_array) -> None:
+def _check_spectral_radius(csr: Any) -> None:
     if csr.shape[0] <= 64:
         radius = np.abs(np.linalg.eigvalsh(csr.toarray())).max()
     else:
@@ -198,7 +203,7 @@ def _check_spectral_radius(csr: scipy.sparse.csr_array) -> None:
                 k=1,
                 which="LM",
                 v0=np.ones(csr.shape[0]),
-                tol=1e-6,
+                tol=1e-6,  # pyright: ignore[reportArgumentType]
                 return_eigenvectors=False,
             )
         ).max()
@@ -241,7 +246,7 @@ def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperato
     """
     if isinstance(adjacency, GraphOperator):
         return adjacency
-    csr = to_scipy(adjacency)
+    csr: Any = to_scipy(adjacency)
     csr.sum_duplicates()
     csr.eliminate_zeros()
     _check_weights(csr)
@@ -283,7 +288,7 @@ def matmul(graph: GraphOperator, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return keep_sharding(_symmetric_product, graph, x)
 
 
-def keep_sharding(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
+def keep_sharding(function: Any, *args: Any) -> jax.Array:
     """``function(*args)``, of which the result is sharded like the last argument.
 
     On an explicit mesh every operation must carry sharding types, which neither the
@@ -292,7 +297,8 @@ def keep_sharding(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
     """
     sharding = jax.typeof(args[-1]).sharding
     if not sharding.mesh.empty and AxisType.Explicit in sharding.mesh.axis_types:
-        function = jax.sharding.auto_axes(function, out_sharding=sharding)
+        placed: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
+        return placed(*args)
     return function(*args)
 
 
@@ -424,7 +430,7 @@ def _gather_segment_sum(weights, columns, row_starts, rows, x):
 
 def check_beta(beta: Any) -> None:
     """Refuses a smoothing strength outside [0, 1), unless it is only known later."""
-    if isinstance(beta, jax.core.Tracer) or callable(beta):
+    if isinstance(beta, Tracer) or callable(beta):
         return
     if not 0.0 <= float(beta) < 1.0:
         raise ValueError(
@@ -434,7 +440,7 @@ def check_beta(beta: Any) -> None:
 
 def check_num_layers(num_layers: Any) -> int:
     """Refuses a number of hops that is traced, fractional or negative."""
-    if isinstance(num_layers, jax.core.Tracer):
+    if isinstance(num_layers, Tracer):
         raise TypeError(
             "num_layers is traced, but the number of hops shapes the program: pass a "
             "Python int (with optax.inject_hyperparams list 'num_layers' in "

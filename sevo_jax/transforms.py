@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jax.core import Tracer
 
 from sevo_jax import smoothing
 from sevo_jax._leaves import (
@@ -31,7 +31,7 @@ class ScaleBySevoState(NamedTuple):
       count: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
     """
 
-    count: Int[Array, ""]
+    count: jax.typing.ArrayLike
 
 
 def scale_by_sevo(
@@ -113,7 +113,7 @@ def scale_by_sevo(
 
     def update(
         updates: optax.Updates,
-        state: ScaleBySevoState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         graphs: Graphs | None = None,
@@ -208,7 +208,7 @@ def scale_by_moment_corrected_adam(
     .. seealso:: :func:`optax.scale_by_adam`, :func:`sevo_jax.sevo_adamw`
     """
     for name, decay in (("b1", b1), ("b2", b2)):
-        if not isinstance(decay, jax.core.Tracer) and not 0.0 <= float(decay) < 1.0:
+        if not isinstance(decay, Tracer) and not 0.0 <= float(decay) < 1.0:
             raise ValueError(f"{name} must lie in [0, 1), got {decay}")
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
@@ -220,7 +220,7 @@ def scale_by_moment_corrected_adam(
 
     def update(
         updates: optax.Updates,
-        state: optax.ScaleByAdamState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         active_rows: Any = None,
@@ -228,7 +228,7 @@ def scale_by_moment_corrected_adam(
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params, extra_args
         masks = active_rows_by_leaf(updates, active_rows)
-        count = optax.safe_increment(jnp.asarray(state.count))
+        count = jnp.asarray(optax.safe_increment(state.count))
 
         def moment(old: jax.Array, new: jax.Array, decay: Any, active: jax.Array):
             keep, add = _running_mean_weights(decay, count, new.dtype)

@@ -1,6 +1,6 @@
 """Which leaves a name finds: the matching rules, on paths alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -204,12 +204,13 @@ def test_graphs_of_a_call():
     replaced = replace_graphs(bound, given)
     for key in bound:
         assert replaced[key] is given[key]
-    for wrong in (
+    others: list[Any] = [
         {"item": ring(4)},
         {**given, "more": ring(4)},
         {"item": ring(4), ("b", "a"): ring(5)},
         ring(4),
-    ):
+    ]
+    for wrong in others:
         with pytest.raises(ValueError, match="same names"):
             replace_graphs(bound, wrong)
     operator = sevo.prepare(ring(4))

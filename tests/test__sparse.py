@@ -492,12 +492,18 @@ def arguments(random_graph, num_graphs, num_tables):
     return graph, jnp.ones(shape, graph.weights.dtype)
 
 
+def compiled(function, *args) -> str:
+    program = jax.jit(function).lower(*args).compile().as_text()
+    assert program is not None
+    return program
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a kernel of the CPU")
 @pytest.mark.parametrize("path", PATHS)
 def test_native_kernel_is_used_on_cpu(path, random_graph, dtype):
     function, num_graphs, num_tables, calls, loops = PATHS[path]
     graph, x = arguments(random_graph, num_graphs, num_tables)
-    program = jax.jit(function).lower(graph, x).compile().as_text()
+    program = compiled(function, graph, x)
     assert f'custom_call_target="{NATIVE}"' in program
     assert program.count(NATIVE) == calls
     assert not SLOW.search(program)
@@ -508,7 +514,7 @@ def test_expected_slow_path_would_be_seen(random_graph, rng):
     # What the test above must be able to find: the generic sparse product.
     bcoo = _sparse.bcoo_from_scipy(scipy.sparse.csr_array(random_graph(0, 6)))
     x = jnp.asarray(tables(rng, np.float32, 6, 4))
-    program = jax.jit(lambda m, t: m @ t).lower(bcoo, x).compile().as_text()
+    program = compiled(lambda m, t: m @ t, bcoo, x)
     assert NATIVE not in program
     assert SLOW.search(program) or LOOP.search(program)
 

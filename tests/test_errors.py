@@ -1,6 +1,7 @@
 """Bad input: every error names what is wrong, its value and what to do about it."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ DENSE = np.array(
     [[0.0, 2.0, 1.0, 0.0], [2.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0] * 4]
 )
 GRAPH = scipy.sparse.csr_array(DENSE)
-TABLE = np.ones((4, 3), np.float32)
+TABLE: Any = np.ones((4, 3), np.float32)
 
 # Everything that takes a graph, given one graph for one table.
 CONSUMERS = {
@@ -527,3 +528,21 @@ def test_weight_decay_needs_params(make):
     params = jnp.asarray(TABLE)
     with pytest.raises(ValueError, match="params"):
         tx.update(params, tx.init(params))
+
+
+def test_row_pointers_that_decrease():
+    broken = scipy.sparse.csr_array((3, 3))
+    broken.indptr, broken.indices, broken.data = (
+        np.array([0, 99, 0, 0], np.int32),
+        np.array([0], np.int32),
+        np.array([1.0]),
+    )
+    with pytest.raises(ValueError, match="row pointers of the adjacency decrease"):
+        sevo.prepare(broken)
+
+
+def test_active_rows_of_a_joint_table_are_given_leaf_by_leaf():
+    tx = sevo.scale_by_moment_corrected_adam()
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}
+    with pytest.raises(TypeError, match=r"one leaf, got \('a', 'b'\)"):
+        tx.update(params, tx.init(params), active_rows={("a", "b"): jnp.ones(4, bool)})

@@ -1,6 +1,8 @@
 """The same training problem in Flax NNX, Linen, Equinox and plain dicts."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
@@ -43,8 +45,8 @@ def _adjacency() -> scipy.sparse.csr_array:
 
 
 START, BATCHES = _start(), _batches()
-NAMES = {"item_embedding": _adjacency()}
-OPTIMIZERS = {
+NAMES: Any = {"item_embedding": _adjacency()}
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "adamw": lambda graphs: sevo.sevo_adamw(0.05, graphs, weight_decay=0.1),
     "adam": lambda graphs: sevo.sevo_adam(0.05, graphs, weight_decay=0.1),
     "sgd": lambda graphs: sevo.sevo_sgd(0.05, graphs, momentum=0.9, nesterov=True),
@@ -98,6 +100,7 @@ class NnxModel(nnx.Module):
         self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
         self.item_embedding.embedding[...] = jnp.asarray(START["table"])
         self.output.kernel[...] = jnp.asarray(START["kernel"])
+        assert self.output.bias is not None
         self.output.bias[...] = jnp.asarray(START["bias"])
 
     def __call__(self, items):
@@ -168,7 +171,7 @@ def train_linen(tx):
 class EquinoxModel(eqx.Module):
     item_embedding: eqx.nn.Embedding
     output: eqx.nn.Linear
-    activation: object = jax.nn.identity
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.identity
     name: str = "a leaf that is no array"
 
     def __call__(self, item):
@@ -296,8 +299,8 @@ def test_names_resolve_in_a_nested_nnx_model(name):
             self.old_item_embedding = nnx.Embed(7, WIDTH, rngs=rngs)
 
     model = Outer(nnx.Rngs(0))
-    tx = sevo.scale_by_sevo({name: NAMES["item_embedding"]})
-    params = nnx.state(model, nnx.Param)
+    tx: Any = sevo.scale_by_sevo({name: NAMES["item_embedding"]})
+    params: Any = nnx.state(model, nnx.Param)
     updates, _ = tx.update(params, tx.init(params))
     before, after = (
         tree["encoder"]["item_embedding"]["embedding"][...]
@@ -313,7 +316,7 @@ def test_names_resolve_in_a_nested_nnx_model(name):
 
 def test_transposed_tables_of_each_framework_are_recognised():
     """An output layer over the items: [d, n] in Flax, [n, d] in Equinox."""
-    graph = {"output": NAMES["item_embedding"]}
+    graph: Any = {"output": NAMES["item_embedding"]}
     table = START["table"]
     expected = sevo.smoothing.neumann(
         NAMES["item_embedding"], jnp.asarray(table), 0.99, 3
@@ -325,7 +328,7 @@ def test_transposed_tables_of_each_framework_are_recognised():
     layer = eqx.tree_at(lambda m: m.weight, layer, jnp.asarray(table))
     equinox_updates = {"output": eqx.filter(layer, eqx.is_inexact_array)}
 
-    tx = sevo.scale_by_sevo(graph)
+    tx: Any = sevo.scale_by_sevo(graph)
     smoothed, _ = tx.update(flax_updates, tx.init(flax_updates))
     result = smoothed["output"]["kernel"][...]
     np.testing.assert_allclose(result.T, expected, rtol=1e-6, atol=1e-6)

@@ -1,6 +1,7 @@
 """Smoothing against dense closed forms in double precision."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from sevo_jax.smoothing import compare, exact, iterative, neumann, smoothness
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
-def table_for(dense, rng, dtype=np.float64, width=3):
+def table_for(dense, rng, dtype: Any = np.float64, width=3):
     return rng.normal(size=(len(dense), width)).astype(dtype)
 
 
@@ -487,14 +488,15 @@ def test_adjacency_and_operator_give_the_same(function, random_graph, rng):
 def test_shapes_in_the_annotations_hold(random_graph, rng):
     graph = prepared(random_graph(0, 6))
     x = jnp.asarray(rng.normal(size=(6, 2)).astype(np.float32))
-    for function, arguments in (
+    cases: list[tuple[Any, tuple[Any, ...]]] = [
         (matmul, (graph, x)),
         (neumann, (graph, x, 0.5, 2)),
         (iterative, (graph, x, 0.5, 2)),
         (exact, (graph, x, 0.5)),
         (smoothness, (graph, x)),
         (compare, (graph, x, x)),
-    ):
+    ]
+    for function, arguments in cases:
         jaxtyped(function, typechecker=beartype)(*arguments)
 
 

@@ -6,6 +6,7 @@ between matrices), then on a table through the library's own measures.
 """
 
 import functools
+from typing import Any
 
 import hypothesis.extra.numpy
 import hypothesis.strategies as st
@@ -333,7 +334,7 @@ def test_theorem_3_corrected_moments_stay(active, b1, b2):
 )
 def test_corrected_moments_are_unbiased(pattern, gradient):
     """A constant gradient is estimated as itself, whenever its row is seen."""
-    transform = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
+    transform: Any = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
     state = transform.init(jnp.zeros((1, 1)))
     assert isinstance(state, optax.ScaleByAdamState)
     for active in [True, *pattern]:

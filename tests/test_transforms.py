@@ -42,7 +42,7 @@ def literal_moments(gradients, b1, b2, eps=1e-8, active=None):
     return out
 
 
-def sparse_gradients(rng, steps=30, rows=8, width=3, dtype=np.float64):
+def sparse_gradients(rng, steps=30, rows=8, width=3, dtype: Any = np.float64):
     """Half the rows idle, some steps with none active, row 0 never, row 1 late."""
     gradients = rng.normal(size=(50, rows, width)).astype(dtype)
     gradients[rng.random((50, rows)) < 0.5] = 0
@@ -52,6 +52,18 @@ def sparse_gradients(rng, steps=30, rows=8, width=3, dtype=np.float64):
     gradients[0, 2:5] = 1.5
     gradients[4, 3] = [0, 1, 0]  # single zeros in an active row
     return gradients[:steps]
+
+
+def run(transform: Any, gradients, extras=None):
+    """What the transformation makes of each gradient, and its state after the last."""
+    gradients = [jax.tree.map(jnp.asarray, gradient) for gradient in gradients]
+    state, out = transform.init(gradients[0]), []
+    for t, gradient in enumerate(gradients):
+        update, state = transform.update(
+            gradient, state, **(extras[t] if extras else {})
+        )
+        out.append(update)
+    return out, state
 
 
 # ------------------------------------------------------------------ moments
@@ -141,11 +153,7 @@ def test_traced_decays_are_those_of_floats(rng):
 
     @jax.jit
     def last(b1, b2):
-        transform = scale_by_moment_corrected_adam(b1, b2)
-        state = transform.init(jnp.zeros(gradients[0].shape))
-        for gradient in gradients:
-            out, state = transform.update(jnp.asarray(gradient), state)
-        return out
+        return run(scale_by_moment_corrected_adam(b1, b2), gradients)[0][-1]
 
     direction = literal_moments(gradients.astype(np.float64), 0.9, 0.99)[-1][2]
     # The decays themselves are rounded to float32 here.
@@ -157,9 +165,7 @@ def test_traced_decays_are_those_of_floats(rng):
 def test_idle_direction_is_the_same_bits_for_a_thousand_steps(kind, rng):
     transform = scale_by_moment_corrected_adam(0.9, 0.999)
     gradients = jnp.asarray(rng.normal(size=(3, 4, 5))).astype(kind)
-    state = transform.init(gradients[0])
-    for gradient in gradients:
-        direction, state = transform.update(gradient, state)
+    (*_, direction), state = run(transform, gradients)
 
     def step(state, key):
         busy = jax.random.normal(key, (4, 5), kind).at[:2].set(0)
@@ -181,12 +187,8 @@ def test_rows_are_those_of_each_leaf(rng, x64):
         gradients[name][2:, 1] = 0
         gradients[name][:2, 3] = 0
     gradients["scalar"][3] = 0
-    transform = scale_by_moment_corrected_adam(0.9, 0.99)
-    state = transform.init({k: jnp.zeros(s) for k, s in shapes.items()})
-    for t in range(6):
-        out, state = transform.update(
-            {k: jnp.asarray(g[t]) for k, g in gradients.items()}, state
-        )
+    steps = [{k: np.asarray(g[t]) for k, g in gradients.items()} for t in range(6)]
+    (*_, out), _ = run(scale_by_moment_corrected_adam(0.9, 0.99), steps)
     for name, gradient in gradients.items():
         rows = gradient.reshape(6, shapes[name][0] if shapes[name] else 1, -1)
         direction = literal_moments(rows, 0.9, 0.99)[-1][2]
@@ -198,12 +200,7 @@ def test_rows_are_those_of_each_leaf(rng, x64):
 def test_rows_of_a_transposed_table(rng, x64):
     gradients = sparse_gradients(rng, steps=8)
     transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=1)
-    state = transform.init({"kernel": jnp.zeros((3, 8)), "bias": jnp.zeros(8)})
-    for gradient in gradients:
-        out, state = transform.update(
-            {"kernel": jnp.asarray(gradient.T), "bias": jnp.asarray(gradient[:, 0])},
-            state,
-        )
+    (*_, out), _ = run(transform, [{"kernel": g.T, "bias": g[:, 0]} for g in gradients])
     direction = literal_moments(gradients, 0.9, 0.99)[-1][2]
     np.testing.assert_allclose(out["kernel"].T, direction, rtol=1e-11, atol=1e-14)
     bias = literal_moments(gradients[:, :, :1], 0.9, 0.99)[-1][2]
@@ -218,13 +215,8 @@ def test_active_rows_replace_the_test_for_zero(transposed, rng, x64):
     active[0, 0] = True  # a sampled row with a zero gradient
     transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=int(transposed))
     turn = np.transpose if transposed else np.asarray
-    state = transform.init({"a": jnp.zeros(turn(gradients[0]).shape)})
-    for gradient, mask in zip(gradients, active, strict=True):
-        out, state = transform.update(
-            {"a": jnp.asarray(turn(gradient))},
-            state,
-            active_rows={"a": jnp.asarray(mask)},
-        )
+    extras = [{"active_rows": {"a": jnp.asarray(mask)}} for mask in active]
+    (*_, out), _ = run(transform, [{"a": turn(g)} for g in gradients], extras)
     literal = literal_moments(gradients, 0.9, 0.99, active=active)[-1][2]
     np.testing.assert_allclose(turn(out["a"]), literal, rtol=1e-11, atol=1e-14)
 
@@ -463,13 +455,9 @@ def test_one_nan_reaches_what_lies_within_the_hops():
 
 def test_chained_after_adam_it_smooths_the_direction(adjacency, oracle, rng):
     gradients = rng.normal(size=(4, 6, 3)).astype(np.float32)
-    plain = optax.scale_by_adam()
+    chained = optax.chain(optax.scale_by_adam(), scale_by_sevo(sparse(adjacency)))
     with jax.numpy_dtype_promotion("standard"):
-        chained = optax.chain(optax.scale_by_adam(), scale_by_sevo(sparse(adjacency)))
-        state = plain.init(jnp.asarray(gradients[0])), chained.init(gradients[0])
-        for gradient in gradients:
-            direction, first = plain.update(jnp.asarray(gradient), state[0])
-            out, second = chained.update(jnp.asarray(gradient), state[1])
-            state = first, second
+        (*_, direction), _ = run(optax.scale_by_adam(), gradients)
+        (*_, out), _ = run(chained, gradients)
     expected = oracle.neumann(adjacency, np.asarray(direction, np.float64), 0.99, 3)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)

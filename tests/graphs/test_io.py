@@ -67,9 +67,9 @@ def test_scipy_matrix_in_any_order(tmp_path, to_dense):
 def test_what_is_no_adjacency(tmp_path, graph):
     path = tmp_path / "graph.npz"
     with pytest.raises(TypeError, match="a prepared graph is normalised"):
-        save(path, sevo_jax.prepare(graph))
+        save(path, sevo_jax.prepare(graph))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="ndarray"):
-        save(path, np.eye(3))
+        save(path, np.eye(3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="square"):
         save(path, scipy.sparse.csr_array((2, 3)))
     assert not list(tmp_path.iterdir())
