@@ -160,7 +160,8 @@ def exact(
       adjacency: the graph over the rows of ``x``.
       x: table ``[n, d]``, floating point.
       beta: smoothing strength in [0, 1).
-      tol: residual, relative to the norm of ``x``, to stop at. Default: ten units of
+      tol: residual of the linear system, relative to its right-hand side, to stop at;
+        the result may be off by up to ``tol / (1 - beta)``. Default: ten units of
         rounding of the dtype that is computed in (1.2e-6 in float32).
 
     Returns:
