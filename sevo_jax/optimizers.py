@@ -57,7 +57,7 @@ def sevo_adamw(
       eps: added to the denominator, outside the root.
       eps_root: added inside the root.
       mu_dtype: dtype of the stored first moment; by default that of the parameters,
-        but at least float32 for a smoothed table.
+        but at least float32 for a table with corrected moments.
       weight_decay: decoupled decay :math:`\lambda`. The paper uses up to 0.5.
       mask: which leaves decay; see :func:`optax.adamw`.
       beta: smoothing strength in [0, 1), or a schedule of it.
