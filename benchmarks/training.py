@@ -229,7 +229,7 @@ def phases() -> dict[str, float]:
             "epoch, AdamW": plain.train,
             "epoch, SEvo-AdamW": smoothed.train,
         },
-        rounds=7,
+        rounds=5,
     )
     median = {name: value["median"] for name, value in seconds.items()}
     return median | {
@@ -247,9 +247,9 @@ def peak_memory(name: str) -> float:
 
 def main() -> None:
     runs = {name: candidate(name) for name in NAMES}
-    seconds = time_in_turns({name: run.train for name, run in runs.items()}, rounds=3)
+    seconds = time_in_turns({name: run.train for name, run in runs.items()}, rounds=2)
     ranking = time_in_turns(
-        {name: run.evaluate for name, run in runs.items()}, rounds=3
+        {name: run.evaluate for name, run in runs.items()}, rounds=2
     )
     epoch = {name: seconds[name]["median"] for name in NAMES}
     ranked = {name: epoch[name] + ranking[name]["median"] for name in NAMES}
