@@ -142,7 +142,7 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     rows = _rows(log, users)
     histories = Sequences.from_lists(log.sequences[row] for row in rows)
-    items, scores = evaluation.recommend(saved.model, histories, top)
+    items, scores = evaluation.recommend(saved.model, histories, top, users=rows)
     # A user who has seen nearly everything gets fewer.
     found = items >= 0
     ranks = np.broadcast_to(np.arange(1, top + 1), items.shape)

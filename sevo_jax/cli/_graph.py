@@ -1,7 +1,7 @@
 """`sevo-jax graph`: builds, describes and saves the item graph."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from sevo_jax.cli._runs import preset
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.models import MODELS
 from sevo_jax.training import GraphConfig
+from sevo_jax.training.graph import build_graph
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1.0}
 
@@ -79,14 +80,12 @@ def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
         title, adjacency = f"{options.load}", graphs.load(options.load)
     else:
         assert log is not None
-        title = f"item graph of {log.name}"
-        adjacency = graphs.cooccurrence(
-            leave_one_out(log).train,
-            log.num_items,
-            item_offset=options.item_offset,
-            **asdict(options.graph),
-        )
-    num_items = adjacency.shape[0] - options.item_offset
+        title = f"{options.graph.kind} graph of {log.name}"
+        adjacency = build_graph(options.graph, leave_one_out(log), options.item_offset)
+    # The graph of users and items has the users in front.
+    bipartite = log is not None and options.graph.kind == "user-item"
+    first_item = options.item_offset + (log.num_users if bipartite else 0)
+    num_items = adjacency.shape[0] - first_item
     if options.item_offset < 0 or num_items < 1:
         raise ValueError(
             f"--item-offset is {options.item_offset}: choose 0 to "
@@ -99,8 +98,10 @@ def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
             f"{title} has {adjacency.shape[0]} nodes, but {log.name!r} has "
             f"{log.num_items} items and --item-offset is {options.item_offset}"
         )
-    names = ["-"] * options.item_offset + [str(name) for name in log.item_ids.tolist()]
-    return adjacency, title, names
+    ids = [log.item_ids] if not bipartite else [log.user_ids, log.item_ids]
+    names = [[str(name) for name in each.tolist()] for each in ids]
+    names.insert(-1, ["-"] * options.item_offset)
+    return adjacency, title, sum(names, [])
 
 
 def _describe(matrix: scipy.sparse.csr_array, item_offset: int) -> str:

@@ -6,6 +6,7 @@ reviews), so padding each to the width spends nine tenths of the work on nothing
 segment, and where it would stand in the left-padded frame of its user.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -129,31 +130,71 @@ class PackedEpochs:
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.num_samples)
         negatives = self.sampler.sample(rng, self._users) + self.item_offset
-
-        step, row, column = (np.empty(self.num_samples, np.int64) for _ in range(3))
-        num_rows = self.num_rows
-        for index in range(self.num_steps):
-            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-            step[batch] = index
-            row[batch], column[batch], used = pack(self._lengths[batch], self.max_len)
-            num_rows = max(num_rows, _round_up(used))
-
-        first_cell = (step * num_rows + row) * self.max_len + column
-        cells = np.repeat(first_cell, self._lengths) + self._offsets
-
-        def scatter(values):
-            field = np.zeros((self.num_steps, num_rows, self.max_len), np.int32)
-            field.reshape(-1)[cells] = values
-            return field
-
-        return PackedBatch(
-            inputs=scatter(self._inputs),
-            targets=scatter(self._targets),
-            negatives=scatter(negatives),
-            segments=scatter(np.repeat(column + 1, self._lengths)),
-            positions=scatter(self._num_pads + self._offsets),
-            num_pads=scatter(self._num_pads),
+        cuts = range(self.batch_size, self.num_samples, self.batch_size)
+        rows = PackedRows(
+            self._lengths, np.split(order, cuts), self.max_len, self.num_rows
         )
+        return PackedBatch(
+            inputs=rows.fill(self._inputs),
+            targets=rows.fill(self._targets),
+            negatives=rows.fill(negatives),
+            segments=rows.fill(rows.segments),
+            positions=rows.fill(self._num_pads + self._offsets),
+            num_pads=rows.fill(self._num_pads),
+        )
+
+
+class PackedRows:
+    """Where the cells of samples go that are packed, step by step, into rows.
+
+    Args:
+        lengths: `[n]`, cells of each sample, each in `1..width`.
+        steps: The samples of each step; together `0..n-1`, each once.
+        width: Cells of a row.
+        least_rows: Rows of a step, unless one needs more; then all steps have as many
+            as that one, rounded up to a multiple of 8.
+
+    Attributes:
+        shape: `(steps, rows, width)`.
+        segments: `[lengths.sum()]`, for each cell the id of its sample within its row,
+            positive.
+
+    Example:
+        >>> rows = PackedRows(np.array([2, 1, 3]), [[1, 0], [2]], 4, least_rows=1)
+        >>> rows.fill(np.array([10, 11, 20, 30, 31, 32])).tolist()
+        [[[10, 11, 20, 0]], [[30, 31, 32, 0]]]
+        >>> rows.fill(rows.segments).tolist()
+        [[[1, 1, 3, 0]], [[1, 1, 1, 0]]]
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        steps: Sequence[Sequence[int] | np.ndarray],
+        width: int,
+        least_rows: int,
+    ):
+        step, row, column = (np.empty(lengths.size, np.int64) for _ in range(3))
+        num_rows = least_rows
+        for index, samples in enumerate(steps):
+            step[samples] = index
+            row[samples], column[samples], used = pack(lengths[samples], width)
+            if used > num_rows:
+                num_rows = _round_up(used)
+        self.shape = (len(steps), num_rows, width)
+        self.segments = np.repeat(column + 1, lengths)
+        first_cell = (step * num_rows + row) * width + column
+        self._cells = np.repeat(first_cell - (np.cumsum(lengths) - lengths), lengths)
+        self._cells += np.arange(self._cells.size)
+
+    def fill(self, values: np.ndarray) -> np.ndarray:
+        """Returns `values` `[lengths.sum()]`, sample after sample, in their cells.
+
+        int32 of `shape`; 0 in the empty cells.
+        """
+        field = np.zeros(self.shape, np.int32)
+        field.reshape(-1)[self._cells] = values
+        return field
 
 
 def pack(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, int]:

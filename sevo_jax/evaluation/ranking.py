@@ -28,8 +28,8 @@ _LARGEST_BATCH = 1024
 class Scorer(Protocol):
     """What evaluation asks of a model, besides being an `nnx.Module`."""
 
-    def inputs(self, sequences: Sequences) -> np.ndarray:
-        """Model inputs, a row a sequence, made on the host.
+    def inputs(self, sequences: Sequences, users: np.ndarray) -> np.ndarray:
+        """Model inputs `[b, t]`, a row a sequence, made on the host.
 
         They may be narrower where all sequences are short.
         """
@@ -115,7 +115,7 @@ class Evaluator:
         self.users = users
         self._batches = [
             (rows, jax.device_put((inputs, targets[users[rows]], seen)))
-            for rows, inputs, seen in _batches(model, history, history, size)
+            for rows, inputs, seen in _batches(model, history, users, history, size)
         ]
 
     def ranks(self, model: nnx.Module) -> Int[np.ndarray, " u"]:
@@ -179,6 +179,7 @@ def recommend(
     sequences: Sequences,
     k: int,
     *,
+    users: Int[np.ndarray, " b"] | None = None,
     seen: Sequences | None = None,
     batch_size: int | None = None,
 ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
@@ -188,6 +189,8 @@ def recommend(
       model: a recommender of `sevo_jax.models`.
       sequences: histories, items `0..num_items-1`, oldest first.
       k: how many items, from 1 to the number of items.
+      users: whose they are, for a model that knows its users; by default the user
+        `i` of the training data has row `i`.
       seen: items to leave out, one row a sequence; by default the history itself.
       batch_size: sequences scored at a time.
 
@@ -196,20 +199,26 @@ def recommend(
       row has fewer than `k` unseen items the rest is item -1 with score -inf.
 
     Raises:
-      ValueError: if `k` is out of range or `seen` has another number of rows.
+      ValueError: if `k` is out of range, or `seen` or `users` has another number of
+        rows.
       FloatingPointError: if a score is not finite.
     """
     seen = sequences if seen is None else seen
+    users = np.arange(len(sequences)) if users is None else np.asarray(users)
     num_items = model.num_items
     if not 1 <= k <= num_items:
         raise ValueError(f"k is {k}: choose 1 to {num_items}, the number of items")
     if len(seen) != len(sequences):
         raise ValueError(f"seen has {len(seen)} rows, sequences {len(sequences)}")
+    if users.shape != (len(sequences),):
+        raise ValueError(
+            f"users has shape {users.shape}, but there are {len(sequences)} sequences"
+        )
     items = np.empty((len(sequences), k), np.int32)
     scores = np.empty((len(sequences), k), np.float32)
     graphdef, state = nnx.split(model)
     size = batch_size or _batch_size(num_items)
-    for rows, inputs, seen_rows in _batches(model, sequences, seen, size):
+    for rows, inputs, seen_rows in _batches(model, sequences, users, seen, size):
         batch = _batch_top(graphdef, state, inputs, seen_rows, k=k)
         items[rows], scores[rows], finite = jax.device_get(batch)
         if not finite.all():
@@ -251,21 +260,23 @@ def _batch_top(
 
 
 def _batches(
-    model: Scorer, sequences: Sequences, seen: Sequences, size: int
+    model: Scorer, sequences: Sequences, users: np.ndarray, seen: Sequences, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Batches `(rows [b], inputs [b, t], seen [b, m])` that cover all sequences.
 
     All have as many rows, the last of a group filled up with some of its rows again.
     """
     size = min(size, len(sequences))
-    for rows in _groups(model, sequences):
-        inputs = model.inputs(_take(sequences, rows))
+    for rows in _groups(model, sequences, users):
+        inputs = model.inputs(_take(sequences, rows), users[rows])
         padded = _padded(_take(seen, rows))
         for chunk in np.resize(np.arange(rows.size), (-(-rows.size // size), size)):
             yield rows[chunk], inputs[chunk], padded[chunk]
 
 
-def _groups(model: Scorer, sequences: Sequences) -> Iterator[Int[np.ndarray, " g"]]:
+def _groups(
+    model: Scorer, sequences: Sequences, users: np.ndarray
+) -> Iterator[Int[np.ndarray, " g"]]:
     """Rows of like length, apart where a model gives shorter ones narrower inputs.
 
     A group costs a compilation: those of less than a twentieth of the rows are joined
@@ -273,7 +284,8 @@ def _groups(model: Scorer, sequences: Sequences) -> Iterator[Int[np.ndarray, " g
     """
     lengths, inverse = np.unique(sequences.lengths, return_inverse=True)
     probes = [Sequences.from_lists([[0] * length]) for length in lengths]
-    widths = np.array([model.inputs(probe).shape[1] for probe in probes])[inverse]
+    widths = [model.inputs(probe, users[:1]).shape[1] for probe in probes]
+    widths = np.array(widths)[inverse]
     group = np.zeros(len(sequences), bool)
     for width in np.unique(widths):
         group |= widths == width

@@ -21,9 +21,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
-from sevo_jax.data.packing import PackedBatch, PackedEpochs, left_pad
+from sevo_jax.data.packing import PackedBatch, PackedEpochs
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
+from sevo_jax.models.sequence import SequenceModel
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Block(nnx.Module):
         return jnp.where(layout.valid[..., None], y, 0)
 
 
-class SASRec(nnx.Module):
+class SASRec(SequenceModel):
     """Self-attentive sequential recommender.
 
     Item `i` is row `i + 1` of the item table, which is input and output table in one;
@@ -207,8 +208,6 @@ class SASRec(nnx.Module):
     """
 
     Config = SASRecConfig
-    item_offset = 1
-    smoothed = ("item_embedding",)
 
     def __init__(self, num_items: int, config: SASRecConfig, *, rngs: nnx.Rngs):
         if num_items < 1:
@@ -275,30 +274,6 @@ class SASRec(nnx.Module):
     ) -> Float[Array, "users num_items"]:
         """Returns each item's score as the next one after left-padded frames."""
         return self.encode(inputs)[:, -1] @ self.item_embedding[self.item_offset :].T
-
-    def inputs(self, sequences: Sequences) -> np.ndarray:
-        """Returns the frames that `score` takes, int32 `[len(sequences), cells]`.
-
-        `cells` is the smallest of 8, 16, 32, ... that holds the longest sequence, and
-        `max_len` at most: few widths to compile for, and little work on pads.
-
-        Args:
-            sequences: Items of each user, `0..num_items-1`, the oldest first.
-
-        Raises:
-            ValueError: If an item is out of range.
-        """
-        if sequences.values.size:
-            least, most = sequences.values.min(), sequences.values.max()
-            if least < 0 or most >= self.num_items:
-                raise ValueError(
-                    f"items run from {least} to {most}, the model knows "
-                    f"0..{self.num_items - 1}: map them as its training data was"
-                )
-        cells = 8
-        while cells < sequences.lengths.max(initial=0):
-            cells *= 2
-        return left_pad(sequences, min(cells, self.config.max_len), self.item_offset)
 
     def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PackedEpochs:
         """Returns the epochs of `train`, by number; a step of one is a loss's batch."""

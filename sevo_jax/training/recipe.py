@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS
-from sevo_jax.models.sasrec import SASRecConfig
+from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """The item-item graph of co-occurrence in the train sequences (section 4)."""
+    """The graph of the train interactions: of items that occur together (section 4),
+    or of users and their items; the other fields are about the first."""
 
+    kind: Literal["item-item", "user-item"] = "item-item"
+    """What the edges link: items that follow each other, or users and their items."""
     max_len: int | None = 50
     """Items of a sequence that count (the paper's K); None for all of them."""
     keep: Literal["first", "last"] = "last"
@@ -71,6 +73,7 @@ class GraphConfig:
     """Weight of a pair: 1, or 1 / distance; the same where max_hop is 1."""
 
     def __post_init__(self):
+        _require_choice(self, "kind", ("item-item", "user-item"))
         enough = self.max_len is None or self.max_len >= 2
         _require(self, "max_len", enough, "at least 2, or None for all items")
         _require(self, "max_hop", self.max_hop >= 1, "at least 1")
@@ -95,7 +98,7 @@ class Recipe:
 
     model: str = "sasrec"
     """Name of the recommender."""
-    architecture: SASRecConfig = field(default_factory=SASRecConfig)
+    architecture: ModelConfig = field(default_factory=SASRecConfig)
     """Sizes and dropout of the model."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and its hyper-parameters."""
@@ -115,6 +118,11 @@ class Recipe:
             raise ValueError(
                 f"architecture is a {type(self.architecture).__name__}: the model "
                 f"{self.model!r} takes a {expected.__name__}"
+            )
+        if self.graph.kind not in MODELS[self.model].smoothed:
+            raise ValueError(
+                f"graph.kind is {self.graph.kind!r}: the model {self.model!r} takes "
+                f"{' or '.join(MODELS[self.model].smoothed)}"
             )
         for name in ("batch_size", "epochs", "eval_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")

@@ -11,8 +11,8 @@ from typing import Any
 
 from flax import nnx
 
+from sevo_jax import models
 from sevo_jax.data.split import LeaveOneOut
-from sevo_jax.models import MODELS
 from sevo_jax.training.checkpoint import Checkpoints, check_same, fingerprint
 from sevo_jax.training.recipe import Recipe
 
@@ -150,9 +150,14 @@ def load(run_dir: str | Path) -> SavedRun:
         recipe = Recipe.from_dict(identity["recipe"])
 
         def build() -> Any:
-            kind = MODELS[recipe.model]
-            num_items = identity["dataset"]["num_items"]
-            return kind(num_items, recipe.architecture, rngs=nnx.Rngs(0))
+            dataset = identity["dataset"]
+            return models.make(
+                recipe.model,
+                dataset["num_users"],
+                dataset["num_items"],
+                recipe.architecture,
+                rngs=nnx.Rngs(0),
+            )
 
         graphdef, params = nnx.split(nnx.eval_shape(build))
         best = checkpoints.arrays(best=params)["best"]

@@ -18,9 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import sevo_jax as sevo
+from sevo_jax import models
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
-from sevo_jax.models import MODELS
 from sevo_jax.training.checkpoint import (
     Checkpoints,
     check_same,
@@ -28,6 +28,7 @@ from sevo_jax.training.checkpoint import (
     has_checkpoint,
     versions,
 )
+from sevo_jax.training.graph import build_graph
 from sevo_jax.training.logging import RunLog, replace_text
 from sevo_jax.training.optimizers import make_optimizer
 from sevo_jax.training.recipe import Recipe
@@ -110,16 +111,9 @@ class Trainer:
             f"masked, mean over users; best epoch by validation {SELECTION} every "
             f"{recipe.eval_every} epochs; test input includes the validation item"
         )
-        kind = MODELS[recipe.model]
-        graph = sevo.prepare(
-            sevo.graphs.cooccurrence(
-                split.train,
-                split.num_items,
-                item_offset=kind.item_offset,
-                **asdict(recipe.graph),
-            )
-        )
-        self.graphs = {name: graph for name in kind.smoothed}
+        kind = models.MODELS[recipe.model]
+        graph = sevo.prepare(build_graph(recipe.graph, split, kind.item_offset))
+        self.graphs = {key: graph for key in kind.smoothed[recipe.graph.kind]}
         self._optimizer = make_optimizer(recipe.optimizer, self.graphs)
         model = self._new_model(0)
         self._valid = Evaluator(model, split, "valid")
@@ -204,8 +198,13 @@ class Trainer:
         )
 
     def _new_model(self, seed: int) -> Any:
-        kind = MODELS[self.recipe.model]
-        return kind(self.split.num_items, self.recipe.architecture, rngs=nnx.Rngs(seed))
+        return models.make(
+            self.recipe.model,
+            self.split.num_users,
+            self.split.num_items,
+            self.recipe.architecture,
+            rngs=nnx.Rngs(seed),
+        )
 
     def _loop(self, run: _Run) -> None:
         recipe = self.recipe
@@ -276,8 +275,10 @@ class Trainer:
         if not self.graphs:
             return {"smoothness": None, "relative_smoothness": None}
         sums = np.zeros(2)
-        for name, graph in self.graphs.items():
-            sums += np.asarray(_smoothness_and_norm(graph, getattr(model, name)[...]))
+        for key, graph in self.graphs.items():
+            names = key if isinstance(key, tuple) else (key,)
+            tables = [getattr(model, name)[...] for name in names]
+            sums += np.asarray(_smoothness_and_norm(graph, tables))
         smoothness, norm = sums.tolist()
         return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
 
@@ -318,7 +319,8 @@ def train(
 
 
 @jax.jit
-def _smoothness_and_norm(graph: Any, table: Float[Array, "n d"]):
+def _smoothness_and_norm(graph: Any, tables: list[Float[Array, "_ d"]]):
+    table = jnp.concatenate(tables)
     return sevo.smoothing.smoothness(graph, table), jnp.sum(jnp.square(table))
 
 

@@ -459,6 +459,7 @@ def test_no_items_are_refused():
 
 
 def test_the_model_goes_by_its_name():
-    assert MODELS == {"sasrec": SASRec}
+    assert MODELS["sasrec"] is SASRec
     assert SASRec.Config is SASRecConfig
-    assert SASRec.smoothed == ("item_embedding",) and SASRec.item_offset == 1
+    assert SASRec.smoothed == {"item-item": ("item_embedding",)}
+    assert SASRec.item_offset == 1
