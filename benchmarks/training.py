@@ -33,7 +33,17 @@ from sevo_jax.data import PackedBatch, left_pad
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.models import SASRec
 from sevo_jax.training import RECIPES
+from sevo_jax.training.mesh import (
+    cpu_devices,
+    make_mesh,
+    row_sharding,
+    split_batches,
+    split_tables,
+)
 from sevo_jax.training.step import TrainState, step_key, train_epoch
+
+# As the command line does: a device for each processor, which share the batches.
+jax.config.update("jax_num_cpu_devices", cpu_devices())
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")
@@ -42,7 +52,8 @@ SPLIT = load("beauty")
 class Packed:
     """What ``sevo-jax train`` does for an epoch, the host's packing included."""
 
-    def __init__(self, optimizer: str):
+    def __init__(self, optimizer: str, num_devices: int):
+        self.mesh = make_mesh(num_devices)
         config = RECIPE.optimizer
         model = SASRec(SPLIT.num_items, RECIPE.architecture, rngs=nnx.Rngs(0))
         adjacency = sevo.graphs.cooccurrence(
@@ -51,7 +62,8 @@ class Packed:
             max_len=RECIPE.graph.max_len,
             item_offset=model.item_offset,
         )
-        self.graphs = {name: sevo.prepare(adjacency) for name in model.smoothed}
+        graph = split_tables(self.mesh, sevo.prepare(adjacency), ())
+        self.graphs = {"item_embedding": graph}
         settings = dict(b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
         if optimizer == "sevo_adamw":
             self.optimizer = sevo.sevo_adamw(
@@ -62,9 +74,12 @@ class Packed:
                 optax.adamw(config.learning_rate, **settings)
             )
         self.graphdef, params = nnx.split(model)
-        self.state = TrainState(params, self.optimizer.init(params))
+        state = TrainState(params, self.optimizer.init(params))
+        self.state = split_tables(self.mesh, state, self.graphs)
         self.epochs = model.epochs(SPLIT.train, batch_size=RECIPE.batch_size, seed=0)
-        self.evaluator = Evaluator(model, SPLIT, "valid")
+        self.evaluator = Evaluator(
+            model, SPLIT, "valid", sharding=row_sharding(self.mesh)
+        )
         self.epoch = 0
 
     def batches(self) -> PackedBatch:
@@ -75,10 +90,10 @@ class Packed:
             self.graphdef,
             self.optimizer,
             self.state,
-            self.batches(),
+            split_batches(self.mesh, self.batches()),
             self.graphs,
-            jnp.asarray(0),
-            jnp.asarray(self.epoch),
+            np.uint32(0),
+            np.int32(self.epoch),
         )
         self.epoch += 1
         return losses.block_until_ready()
@@ -140,7 +155,7 @@ class Torch:
             batch_size=RECIPE.batch_size,
             shuffle=True,
         )
-        self.epochs = Packed("adamw").epochs if tuned else None
+        self.epochs = Packed("adamw", 1).epochs if tuned else None
         self.epoch = 0
 
     def batches(self):
@@ -178,10 +193,12 @@ class Torch:
 
 
 def candidate(name: str):
+    optimizer = "sevo_adamw" if "SEvo" in name else "adamw"
+    num_devices = 1 if "one device" in name else cpu_devices()
     if name.startswith("packed"):
-        return Packed("sevo_adamw" if "SEvo" in name else "adamw")
+        return Packed(optimizer, num_devices)
     if name.startswith("padded"):
-        return Padded("adamw")
+        return Padded(optimizer, num_devices)
     return Torch(tuned="tuned" in name)
 
 
@@ -189,6 +206,8 @@ BASELINE = "PyTorch, AdamW"
 NAMES = (
     "packed, AdamW",
     "packed, SEvo-AdamW",
+    "packed, AdamW, one device",
+    "packed, SEvo-AdamW, one device",
     "padded, AdamW",
     BASELINE,
     "PyTorch tuned, AdamW",
@@ -198,7 +217,7 @@ NAMES = (
 def phases() -> dict[str, float]:
     """Seconds an epoch spends in each part, by leaving parts out one after another."""
     run = candidate("packed, SEvo-AdamW")
-    batches = jax.device_put(run.batches())
+    batches = split_batches(run.mesh, run.batches())
     params = jax.tree.map(jnp.copy, run.state.params)  # train() donates its own
 
     def scan(body):
@@ -255,7 +274,7 @@ def main() -> None:
     ranked = {name: epoch[name] + ranking[name]["median"] for name in NAMES}
     base, base_ranked = epoch[BASELINE], ranked[BASELINE]
     results = {}
-    print(f"{'':20} epoch s  PyTorch/it  with ranking s  PyTorch/it  peak MB")
+    print(f"{'':30} epoch s  PyTorch/it  with ranking s  PyTorch/it  peak MB")
     for name in NAMES:
         faster, faster_ranked = base / epoch[name], base_ranked / ranked[name]
         memory = peak_memory(name)
@@ -267,12 +286,12 @@ def main() -> None:
             "peak memory MB": memory,
         }
         print(
-            f"{name:20} {epoch[name]:7.2f} {faster:11.1f}"
+            f"{name:30} {epoch[name]:7.2f} {faster:11.1f}"
             f" {ranked[name]:15.2f} {faster_ranked:11.1f} {memory:8.0f}"
         )
     parts = phases()
     for name, value in parts.items():
-        print(f"{name:20} {value:7.3f}")
+        print(f"{name:30} {value:7.3f}")
     results = {"candidates": results, "phases, seconds an epoch": parts}
     print("written to", save("training", results))
 

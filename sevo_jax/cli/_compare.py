@@ -94,9 +94,11 @@ def compare(args: Sequence[str]) -> None:
     split = leave_one_out(options.data.load())
     output = options.output or Path("runs", f"compare-{recipe.model}-{split.log.name}")
     check_output(output, options.resume)
+    mesh = options.devices()
     # All of them before the first run: a wrong name should not show after hours.
     trainers = {
-        name: Trainer(recipe.with_optimizer(name), split) for name in options.optimizers
+        name: Trainer(recipe.with_optimizer(name), split, mesh=mesh)
+        for name in options.optimizers
     }
     print(f"writing to {output}", file=sys.stderr)
     results: list[RunResult] = []

@@ -1,19 +1,24 @@
 """What the commands about runs share: recipes as options, and the runs' folders."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
+from jax.sharding import Mesh
 
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.models import MODELS
 from sevo_jax.training import RECIPES, GraphConfig, OptimizerConfig, Recipe, find_recipe
 from sevo_jax.training.logging import replace_text
+from sevo_jax.training.mesh import cpu_devices, make_mesh
 
 _RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]
 _DATA_FILE = "data.json"
@@ -38,6 +43,15 @@ class RecipeOptions:
         int, option("Samples of a step; of SASRec a sample is a user.")
     ]
     eval_every: Annotated[int, option("Epochs from one validation to the next.")]
+    mesh: Annotated[
+        tuple[int, int] | None,
+        option(
+            "Devices to train on: over how many to split each batch, and over how many "
+            "the width of the smoothed tables.",
+            "DATA WIDTH",
+            "as many as a CPU has cores, for the batch; else one",
+        ),
+    ] = None
     # Which model it is, and so the class, is known when the command line is read.
     architecture: tyro.conf.OmitArgPrefixes[object]
     optimizer: Any
@@ -48,6 +62,21 @@ class RecipeOptions:
         values = {name: getattr(self, name) for name in _RECIPE_FIELDS}
         optimizer = OptimizerConfig(**vars(self.optimizer))
         return Recipe(**{**values, "optimizer": optimizer})
+
+    def devices(self) -> Mesh:
+        """The mesh that `--mesh` asks for; makes the devices of a CPU, if it can.
+
+        Raises:
+          ValueError: if there are not as many.
+        """
+        wanted = self.mesh or (cpu_devices(), 1)
+        # Once JAX is in use, in this process, its devices are what they are.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", math.prod(wanted))
+        if self.mesh is None:
+            on_cpu = jax.default_backend() == "cpu"
+            wanted = (min(wanted[0], jax.device_count()) if on_cpu else 1, 1)
+        return make_mesh(*wanted)
 
 
 def preset(args: Sequence[str]) -> tuple[str, Recipe]:

@@ -66,7 +66,7 @@ def train(args: Sequence[str]) -> None:
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
     check_output(output, options.resume)
-    trainer = Trainer(recipe, split)
+    trainer = Trainer(recipe, split, mesh=options.devices())
     resume = has_checkpoint(output)
     if not resume:
         remember(options.data, output)

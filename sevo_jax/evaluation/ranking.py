@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax.data.sequences import Sequences
@@ -82,6 +83,8 @@ class Evaluator:
       part: which item of a user is the target, `"valid"` or `"test"`.
       batch_size: users scored at a time; by default as many as keep the scores in
         the processor's cache.
+      sharding: where the arrays of a batch go, which may split their first axis, the
+        users; by default to the first device.
 
     Raises:
       ValueError: if `part` is neither, or no user has a target.
@@ -98,6 +101,7 @@ class Evaluator:
         part: Part,
         *,
         batch_size: int | None = None,
+        sharding: Sharding | None = None,
     ):
         if part not in ("valid", "test"):
             raise ValueError(f"part is {part!r}: choose 'valid' or 'test'")
@@ -110,11 +114,13 @@ class Evaluator:
             )
         history = split.train if part == "valid" else split.train.append(split.valid)
         history = _take(history, users)
-        size = batch_size or _batch_size(split.num_items)
+        size = min(batch_size or _batch_size(split.num_items), users.size)
+        shards = 1 if sharding is None else len(sharding.device_set)
+        size = -(-size // shards) * shards
         self.part = part
         self.users = users
         self._batches = [
-            (rows, jax.device_put((inputs, targets[users[rows]], seen)))
+            (rows, jax.device_put((inputs, targets[users[rows]], seen), sharding))
             for rows, inputs, seen in _batches(model, history, users, history, size)
         ]
 
@@ -217,7 +223,7 @@ def recommend(
     items = np.empty((len(sequences), k), np.int32)
     scores = np.empty((len(sequences), k), np.float32)
     graphdef, state = nnx.split(model)
-    size = batch_size or _batch_size(num_items)
+    size = min(batch_size or _batch_size(num_items), len(sequences))
     for rows, inputs, seen_rows in _batches(model, sequences, users, seen, size):
         batch = _batch_top(graphdef, state, inputs, seen_rows, k=k)
         items[rows], scores[rows], finite = jax.device_get(batch)
@@ -266,7 +272,6 @@ def _batches(
 
     All have as many rows, the last of a group filled up with some of its rows again.
     """
-    size = min(size, len(sequences))
     for rows in _groups(model, sequences, users):
         inputs = model.inputs(_take(sequences, rows), users[rows])
         padded = _padded(_take(seen, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 import sevo_jax as sevo
@@ -30,6 +31,12 @@ from sevo_jax.training.checkpoint import (
 )
 from sevo_jax.training.graph import build_graph
 from sevo_jax.training.logging import RunLog, replace_text
+from sevo_jax.training.mesh import (
+    make_mesh,
+    row_sharding,
+    split_batches,
+    split_tables,
+)
 from sevo_jax.training.optimizers import make_optimizer
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.runs import Progress, RunResult
@@ -87,6 +94,7 @@ class Trainer:
     Args:
       recipe: what to run.
       split: the data.
+      mesh: devices to train on, from `make_mesh`; by default the first one.
 
     Raises:
       ValueError: if there is no such optimizer, or the data do not fit the model.
@@ -103,7 +111,8 @@ class Trainer:
       ['HR@1', 'HR@10', 'HR@5', 'NDCG@10', 'NDCG@5']
     """
 
-    def __init__(self, recipe: Recipe, split: LeaveOneOut):
+    def __init__(self, recipe: Recipe, split: LeaveOneOut, *, mesh: Mesh | None = None):
+        self.mesh = make_mesh() if mesh is None else mesh
         self.recipe = recipe
         self.split = split
         self.protocol = (
@@ -113,11 +122,13 @@ class Trainer:
         )
         kind = models.MODELS[recipe.model]
         graph = sevo.prepare(build_graph(recipe.graph, split, kind.item_offset))
+        graph = split_tables(self.mesh, graph, ())
         self.graphs = {key: graph for key in kind.smoothed[recipe.graph.kind]}
         self._optimizer = make_optimizer(recipe.optimizer, self.graphs)
         model = self._new_model(0)
-        self._valid = Evaluator(model, split, "valid")
-        self._test = Evaluator(model, split, "test")
+        rows = row_sharding(self.mesh)
+        self._valid = Evaluator(model, split, "valid", sharding=rows)
+        self._test = Evaluator(model, split, "test", sharding=rows)
 
     def run(
         self,
@@ -166,6 +177,7 @@ class Trainer:
                 stack.enter_context(run.checkpoints)
                 if resume:
                     run.restore()
+                    run.state, run.best = self._place((run.state, run.best))
             run.log = RunLog(
                 directory,
                 start=run.progress.epoch,
@@ -183,6 +195,7 @@ class Trainer:
 
     def _start(self, seed: int) -> _Run:
         graphdef, params = nnx.split(self._new_model(seed))
+        state = self._place(TrainState(params, self._optimizer.init(params)))
         return _Run(
             seed=seed,
             identity={
@@ -192,10 +205,13 @@ class Trainer:
                 "versions": versions(),
             },
             graphdef=graphdef,
-            state=TrainState(params, self._optimizer.init(params)),
-            best=jax.tree.map(jnp.copy, params),
+            state=state,
+            best=jax.tree.map(jnp.copy, state.params),
             log=RunLog.silent(),
         )
+
+    def _place(self, tree: Any) -> Any:
+        return split_tables(self.mesh, tree, _names(self.graphs))
 
     def _new_model(self, seed: int) -> Any:
         return models.make(
@@ -214,7 +230,7 @@ class Trainer:
         )
 
         def draw(epoch):
-            return jax.device_put(epochs[epoch])
+            return split_batches(self.mesh, epochs[epoch])
 
         for batches in _ahead(draw, run.progress.epoch, recipe.epochs):
             if run.progress.epoch % recipe.eval_every == 0:
@@ -225,7 +241,7 @@ class Trainer:
     def _train_epoch(self, run: _Run, batches: Any) -> None:
         began = time.perf_counter()
         epoch = run.progress.epoch
-        run.state, step_losses = train_epoch(
+        state, step_losses = train_epoch(
             run.graphdef,
             self._optimizer,
             run.state,
@@ -234,6 +250,9 @@ class Trainer:
             np.uint32(run.seed),
             np.int32(epoch),
         )
+        # Where the compiler has split more than the tables, undo it: the next epoch is
+        # compiled for the placement of the first.
+        run.state = self._place(state)
         step_losses = np.asarray(step_losses, np.float64)
         if not np.isfinite(step_losses).all():
             step = int(np.argmin(np.isfinite(step_losses)))
@@ -276,8 +295,7 @@ class Trainer:
             return {"smoothness": None, "relative_smoothness": None}
         sums = np.zeros(2)
         for key, graph in self.graphs.items():
-            names = key if isinstance(key, tuple) else (key,)
-            tables = [getattr(model, name)[...] for name in names]
+            tables = [getattr(model, name)[...] for name in _names([key])]
             sums += np.asarray(_smoothness_and_norm(graph, tables))
         smoothness, norm = sums.tolist()
         return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
@@ -316,6 +334,13 @@ def train(
     return Trainer(recipe, split).run(
         seed=seed, output=output, resume=resume, progress=progress, label=label
     )
+
+
+def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:
+    """The leaves that keys of a mapping of graphs name, joint tables taken apart."""
+    return [
+        name for key in keys for name in (key if isinstance(key, tuple) else (key,))
+    ]
 
 
 @jax.jit

@@ -11,7 +11,7 @@ class NextItemTable(nnx.Module):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
         self.num_items = len(table)
 
-    def inputs(self, sequences):
+    def inputs(self, sequences, users):
         return np.array([row[-1] for row in sequences], np.int32)[:, None]
 
     def score(self, inputs):

@@ -165,7 +165,7 @@ def test_short_sequences_get_narrow_inputs_of_their_own(next_item_table):
     class Padded(next_item_table):
         """Pads on the left, to 4 or to 8 columns."""
 
-        def inputs(self, sequences):
+        def inputs(self, sequences, users):
             width = 4 if sequences.lengths.max() <= 4 else 8
             frames = np.zeros((len(sequences), width), np.int32)
             for frame, row in zip(frames, sequences, strict=True):

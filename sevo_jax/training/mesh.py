@@ -1,0 +1,96 @@
+"""Devices of a run: one axis splits batches, another the width of tables."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Threads of one operation serve what processors a device has; a device for each of
+# many would spend its time on the sum of the gradients.
+_MOST_CPU_DEVICES = 8
+
+
+def make_mesh(data: int = 1, width: int = 1) -> Mesh:
+    """The first `data * width` devices, by the axes `data` and `width`.
+
+    Args:
+      data: over how many devices each batch is split, at least 1. Every one of them
+        holds all parameters (or its share of their width), and the gradients are
+        summed over them.
+      width: over how many devices the columns of the smoothed tables and of their
+        moments are split, at least 1. SEvo's smoothing needs no communication then.
+
+    Raises:
+      ValueError: if there are fewer devices. On a CPU `jax_num_cpu_devices` says how
+        many there are, and must be set before JAX is first used.
+
+    Examples:
+      >>> mesh = make_mesh()
+      >>> mesh.axis_names, mesh.devices.shape
+      (('data', 'width'), (1, 1))
+    """
+    if min(data, width) < 1:
+        raise ValueError(f"the mesh is {data} x {width}: both must be at least 1")
+    devices = jax.devices()
+    if len(devices) < data * width:
+        raise ValueError(
+            f"the mesh is {data} x {width}, but there are {len(devices)} devices "
+            f"({devices[0].device_kind}); on a CPU, jax.config.update("
+            f"'jax_num_cpu_devices', {data * width}) before JAX is used makes more"
+        )
+    chosen = np.array(devices[: data * width]).reshape(data, width)
+    return Mesh(chosen, ("data", "width"), axis_types=(AxisType.Auto,) * 2)
+
+
+def cpu_devices() -> int:
+    """How many devices to make of this machine's processors: a power of two."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return 2 ** int(math.log2(min(available, _MOST_CPU_DEVICES)))
+
+
+def split_batches(mesh: Mesh, batches: Any) -> Any:
+    """Puts arrays `[steps, rows, ...]` on the devices, split by rows if that fits."""
+    return jax.tree.map(lambda x: _put(x, mesh, P(None, "data")), batches)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits arrays `[rows, ...]` by rows."""
+    return NamedSharding(mesh, P("data"))
+
+
+def split_tables(mesh: Mesh, tree: Any, tables: Collection[str]) -> Any:
+    """Puts parameters, moments or graphs on the devices.
+
+    Args:
+      mesh: made by `make_mesh`.
+      tree: a pytree of arrays.
+      tables: names of tables `[n, width]`; a leaf below such a name is split by its
+        columns where that fits, every other one is on all devices.
+    """
+
+    def put(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = {str(getattr(key, "key", getattr(key, "name", ""))) for key in path}
+        is_table = leaf.ndim == 2 and not names.isdisjoint(tables)
+        return _put(leaf, mesh, P(None, "width") if is_table else P())
+
+    return jax.tree_util.tree_map_with_path(put, tree)
+
+
+def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
+    # An axis of one device is left out, as it is in what a compiled epoch returns: a
+    # sharding written otherwise would have the next epoch compiled anew.
+    names = [name if name and mesh.shape[name] > 1 else None for name in spec]
+    while names and names[-1] is None:
+        names.pop()
+    fits = all(
+        name is None or (axis < x.ndim and x.shape[axis] % mesh.shape[name] == 0)
+        for axis, name in enumerate(names)
+    )
+    return jax.device_put(x, NamedSharding(mesh, P(*names) if fits else P()))
