@@ -253,6 +253,13 @@ RECIPES: dict[str, Recipe] = {
     "mf-bpr-ui-toys": _mf_bpr("user-item", beta=0.7),
     "mf-bpr-ui-tools": _mf_bpr("user-item", beta=0.7, weight_decay=0.5),
     "mf-bpr-ui-ml-1m": _mf_bpr("user-item", beta=0.7, weight_decay=0.05),
+    "mf-bpr-synthetic": Recipe(
+        model="mf-bpr",
+        architecture=MFBPRConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        batch_size=1024,
+        epochs=60,
+    ),
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-tools": _sasrec(max_len=50, dropout=0.7, batch_size=512),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from sevo_jax.models import SASRecConfig
+from sevo_jax.models import MFBPRConfig, SASRecConfig
 from sevo_jax.training import (
     RECIPES,
     GraphConfig,
@@ -43,6 +43,41 @@ def test_recipes_of_the_paper(name, dropout, batch_size, max_len):
         graph=GraphConfig(max_len=max_len, keep="last", max_hop=1),
         batch_size=batch_size,
         epochs=200,
+        eval_every=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "beta", "weight_decay"),
+    [
+        ("mf-bpr-ui-beauty", "user-item", 0.99, 0.1),
+        ("mf-bpr-ui-toys", "user-item", 0.7, 0.1),
+        ("mf-bpr-ui-tools", "user-item", 0.7, 0.5),
+        ("mf-bpr-ui-ml-1m", "user-item", 0.7, 0.05),
+        ("mf-bpr-ii-beauty", "item-item", 0.9, 0.1),
+        ("mf-bpr-ii-toys", "item-item", 0.99, 0.1),
+        ("mf-bpr-ii-tools", "item-item", 0.5, 0.5),
+        ("mf-bpr-ii-ml-1m", "item-item", 0.99, 0.05),
+    ],
+)
+def test_recipes_of_the_paper_for_mf_bpr(name, kind, beta, weight_decay):
+    assert find_recipe(name) == Recipe(
+        model="mf-bpr",
+        architecture=MFBPRConfig(width=64),
+        optimizer=OptimizerConfig(
+            name="sevo_adamw",
+            learning_rate=1e-3,
+            weight_decay=weight_decay,
+            b1=0.9,
+            b2=0.999,
+            beta=beta,
+            num_layers=3,
+        ),
+        graph=GraphConfig(
+            kind, max_len=10 if name == "mf-bpr-ii-ml-1m" else 50, max_hop=1
+        ),
+        batch_size=2048,
+        epochs=1000,
         eval_every=5,
     )
 
