@@ -8,7 +8,7 @@ from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
 
-MODELS: dict[str, Any] = {"mf-bpr": MFBPR, "sasrec": SASRec}
+MODELS: dict[str, Any] = {"sasrec": SASRec, "mf-bpr": MFBPR}
 
 ModelConfig = MFBPRConfig | SASRecConfig
 

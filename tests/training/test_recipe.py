@@ -103,7 +103,7 @@ def test_with_optimizer_changes_the_name_alone():
 def test_an_unknown_recipe_lists_the_like_ones():
     with pytest.raises(ValueError, match="did you mean sasrec-beauty"):
         find_recipe("sasrec-beuty")
-    with pytest.raises(ValueError, match="choose from sasrec-beauty, sasrec-ml-1m"):
+    with pytest.raises(ValueError, match="choose from .*sasrec-beauty, sasrec-ml-1m"):
         find_recipe("xyz")
 
 
