@@ -13,6 +13,7 @@ import sevo_jax
 from sevo_jax import graphs
 from sevo_jax.cli import _compare, _data, _options, _runs, _train, main
 from sevo_jax.data import InteractionLog, leave_one_out, planted, read, write
+from sevo_jax.models import MODELS
 from sevo_jax.training import RECIPES, GraphConfig, load
 from sevo_jax.training import trainer as trainer_module
 from sevo_jax.training.compare import METRICS, RUN_KEYS, format_table, read_results
@@ -142,10 +143,19 @@ def test_help_shows_the_values_of_the_recipe(capsys):
         ("--data=beauty.txt --model sasrec", "sasrec-beauty"),
         ("--data beauty.txt --recipe sasrec-toys", "sasrec-toys"),
         ("--recipe=sasrec-toys --epochs 3", "sasrec-toys"),
+        ("--model mf-bpr", "mf-bpr-synthetic"),
+        ("--model mf-bpr --data beauty.txt", "mf-bpr-ii-beauty"),
+        ("--model mf-bpr --recipe mf-bpr-ui-toys", "mf-bpr-ui-toys"),
     ],
 )
 def test_the_recipe_to_start_from(args, name):
     assert _runs.preset(args.split()) == (name, RECIPES[name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_recipes_to_start_from(model):
+    for args in (["--model", model], ["--model", model, "--data", "x.txt"]):
+        assert _runs.preset(args)[1].model == model
 
 
 def _build(command, shared, args):

@@ -98,7 +98,12 @@ def preset(args: Sequence[str]) -> tuple[str, Recipe]:
             f"there is no model {given.model!r}: choose {', '.join(MODELS)}"
         )
     dataset = "synthetic" if given.data is None else "beauty"
-    name = given.recipe or f"{given.model or 'sasrec'}-{dataset}"
+    # A model may have several for a dataset, by graph: the first one listed.
+    name = given.recipe or next(
+        name
+        for name, recipe in RECIPES.items()
+        if recipe.model == (given.model or "sasrec") and name.endswith(f"-{dataset}")
+    )
     recipe = find_recipe(name)
     if given.model not in (None, recipe.model):
         raise ValueError(

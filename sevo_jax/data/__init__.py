@@ -9,6 +9,7 @@ from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
 from sevo_jax.data.statistics import Statistics, statistics
 from sevo_jax.data.synthetic import planted
+from sevo_jax.data.triplets import TripletBatch, TripletEpochs
 from sevo_jax.data.writers import write
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "PackedEpochs",
     "Sequences",
     "Statistics",
+    "TripletBatch",
+    "TripletEpochs",
     "k_core",
     "leave_one_out",
     "left_pad",

@@ -35,29 +35,14 @@ class NegativeSampler:
     """
 
     def __init__(self, train: Sequences, num_items: int):
-        if len(train.values) and not (
-            0 <= train.values.min() and train.values.max() < num_items
-        ):
-            raise ValueError(
-                f"training items run from {train.values.min()} to "
-                f"{train.values.max()}, but must be in 0..{num_items - 1}"
-            )
-        users, items = np.divmod(
-            np.unique(train.rows * num_items + train.values), num_items
-        )
-        counts = np.bincount(users, minlength=len(train))
+        distinct = distinct_items(train, num_items)
         self._num_items = num_items
-        self._num_outside = num_items - counts
-        if len(train) and not self._num_outside.all():
-            raise ValueError(
-                f"the training items of user {np.argmin(self._num_outside)} are all "
-                f"{num_items} items: no negative can be drawn; leave the user out or "
-                "filter the log"
-            )
+        self._num_outside = num_items - distinct.lengths
         # For each training item: how many items outside lie below it. Sorted by user
         # and never decreasing within one, so one search finds an item by its rank.
-        self._starts = np.cumsum(counts) - counts
-        outside_below = items - (np.arange(len(items)) - self._starts[users])
+        self._starts = distinct.offsets[:-1]
+        users = distinct.rows
+        outside_below = distinct.values - (np.arange(len(users)) - self._starts[users])
         self._keys = users * (num_items + 1) + outside_below
 
     def sample(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
@@ -83,3 +68,39 @@ class NegativeSampler:
             - self._starts[users]
         )
         return (ranks + inside_below).astype(np.int32)
+
+
+def distinct_items(train: Sequences, num_items: int) -> Sequences:
+    """The training items of each user in ascending order, each of them once.
+
+    Args:
+      train: one row of training items a user, items 0..num_items-1.
+      num_items: the number of items to draw from.
+
+    Raises:
+      ValueError: an item is outside 0..num_items-1, or a user's training items are
+        all items there are, so that no negative is left to draw.
+
+    Example:
+      >>> from sevo_jax.data import Sequences
+      >>> rows = distinct_items(Sequences.from_lists([[2, 0, 2], []]), num_items=3)
+      >>> [row.tolist() for row in rows]
+      [[0, 2], []]
+    """
+    if len(train.values) and not (
+        0 <= train.values.min() and train.values.max() < num_items
+    ):
+        raise ValueError(
+            f"training items run from {train.values.min()} to "
+            f"{train.values.max()}, but must be in 0..{num_items - 1}"
+        )
+    users, items = np.divmod(
+        np.unique(train.rows * num_items + train.values), num_items
+    )
+    counts = np.bincount(users, minlength=len(train))
+    if counts.max(initial=0) == num_items:
+        raise ValueError(
+            f"the training items of user {np.argmax(counts)} are all {num_items} "
+            "items: no negative can be drawn; leave the user out or filter the log"
+        )
+    return Sequences.from_lengths(items, counts)

@@ -4,14 +4,24 @@ from typing import Any
 
 from flax import nnx
 
+from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
 
-MODELS = {"sasrec": SASRec}
+MODELS: dict[str, Any] = {"sasrec": SASRec, "mf-bpr": MFBPR}
 
-ModelConfig = SASRecConfig
+ModelConfig = MFBPRConfig | SASRecConfig
 
-__all__ = ["MODELS", "ModelConfig", "SASRec", "SASRecConfig", "SequenceModel", "make"]
+__all__ = [
+    "MFBPR",
+    "MFBPRConfig",
+    "MODELS",
+    "ModelConfig",
+    "SASRec",
+    "SASRecConfig",
+    "SequenceModel",
+    "make",
+]
 
 
 def make(
@@ -26,4 +36,6 @@ def make(
         config: Hyper-parameters, a `MODELS[name].Config`.
         rngs: Source of the initial values (stream `params`).
     """
-    return MODELS[name](num_items, config, rngs=rngs)
+    by_items = issubclass(MODELS[name], SequenceModel)
+    sizes = (num_items,) if by_items else (num_users, num_items)
+    return MODELS[name](*sizes, config, rngs=rngs)

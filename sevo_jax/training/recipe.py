@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
+from sevo_jax.models import MODELS, MFBPRConfig, ModelConfig, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,39 @@ def _sasrec(*, max_len: int, dropout: float, batch_size: int) -> Recipe:
     )
 
 
+def _mf_bpr(
+    kind: Literal["item-item", "user-item"],
+    *,
+    beta: float,
+    weight_decay: float = 0.1,
+    max_len: int = 50,
+) -> Recipe:
+    return Recipe(
+        model="mf-bpr",
+        architecture=MFBPRConfig(),
+        optimizer=OptimizerConfig(beta=beta, weight_decay=weight_decay),
+        graph=GraphConfig(kind, max_len=max_len),
+        batch_size=2048,
+        epochs=1000,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
+    "mf-bpr-ii-beauty": _mf_bpr("item-item", beta=0.9),
+    "mf-bpr-ii-toys": _mf_bpr("item-item", beta=0.99),
+    "mf-bpr-ii-tools": _mf_bpr("item-item", beta=0.5, weight_decay=0.5),
+    "mf-bpr-ii-ml-1m": _mf_bpr("item-item", beta=0.99, weight_decay=0.05, max_len=10),
+    "mf-bpr-ui-beauty": _mf_bpr("user-item", beta=0.99),
+    "mf-bpr-ui-toys": _mf_bpr("user-item", beta=0.7),
+    "mf-bpr-ui-tools": _mf_bpr("user-item", beta=0.7, weight_decay=0.5),
+    "mf-bpr-ui-ml-1m": _mf_bpr("user-item", beta=0.7, weight_decay=0.05),
+    "mf-bpr-synthetic": Recipe(
+        model="mf-bpr",
+        architecture=MFBPRConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        batch_size=1024,
+        epochs=60,
+    ),
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-tools": _sasrec(max_len=50, dropout=0.7, batch_size=512),
@@ -240,5 +272,6 @@ RECIPES: dict[str, Recipe] = {
         epochs=30,
     ),
 }
-"""The hyper-parameters of the paper's runs by `<model>-<dataset>`; `sasrec-synthetic`
-is a quick one for the built-in log."""
+"""The hyper-parameters of the paper's runs by `<model>-<dataset>`, of MF-BPR by
+`mf-bpr-<graph>-<dataset>` with the graph `ii` (item-item) or `ui` (user-item); those of
+`synthetic` are quick ones for the built-in log."""
