@@ -6,12 +6,22 @@ from flax import nnx
 
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.models.stosa import STOSA, STOSAConfig
 
-MODELS = {"sasrec": SASRec}
+MODELS = {"sasrec": SASRec, "stosa": STOSA}
 
-ModelConfig = SASRecConfig
+ModelConfig = SASRecConfig | STOSAConfig
 
-__all__ = ["MODELS", "ModelConfig", "SASRec", "SASRecConfig", "SequenceModel", "make"]
+__all__ = [
+    "MODELS",
+    "STOSA",
+    "ModelConfig",
+    "SASRec",
+    "SASRecConfig",
+    "STOSAConfig",
+    "SequenceModel",
+    "make",
+]
 
 
 def make(
