@@ -339,9 +339,9 @@ class STOSA(SequenceModel):
 def deviation(raw: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns `sqrt(ELU(raw) + 1)`, the standard deviations of raw covariances.
 
-    Where `raw` is negative this is `exp(raw / 2)`: always positive, with no cancellation
-    and no root of a number near zero to differentiate, so it needs no lower bound
-    (the published code bounds the covariance by 1e-24 from below).
+    Where `raw` is negative this is `exp(raw / 2)`: no digits cancel and no root is
+    taken near zero, so it needs no lower bound for the sake of its derivative (the
+    published code bounds the covariance by 1e-24 from below).
 
     Example:
         >>> deviation(jnp.array([0.0, 8.0])).tolist()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
+from sevo_jax.models import MODELS, ModelConfig, SASRecConfig, STOSAConfig
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,29 @@ def _sasrec(*, max_len: int, dropout: float, batch_size: int) -> Recipe:
     )
 
 
+def _stosa(
+    *,
+    max_len: int = 100,
+    hidden_dropout: float,
+    attention_dropout: float,
+    pvn_weight: float = 0.005,
+    learning_rate: float = 1e-3,
+) -> Recipe:
+    return Recipe(
+        model="stosa",
+        architecture=STOSAConfig(
+            max_len=max_len,
+            hidden_dropout=hidden_dropout,
+            attention_dropout=attention_dropout,
+            pvn_weight=pvn_weight,
+        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate),
+        graph=GraphConfig(max_len=max_len),
+        batch_size=256,
+        epochs=500,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
@@ -239,6 +262,24 @@ RECIPES: dict[str, Recipe] = {
         batch_size=128,
         epochs=30,
     ),
+    "stosa-beauty": _stosa(hidden_dropout=0.2, attention_dropout=0.5),
+    "stosa-toys": _stosa(hidden_dropout=0.2, attention_dropout=0.6),
+    "stosa-tools": _stosa(hidden_dropout=0.3, attention_dropout=0.1),
+    "stosa-ml-1m": _stosa(
+        max_len=200,
+        hidden_dropout=0.1,
+        attention_dropout=0.2,
+        pvn_weight=0.001,
+        learning_rate=5e-3,
+    ),
+    "stosa-synthetic": Recipe(
+        model="stosa",
+        architecture=STOSAConfig(max_len=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        graph=GraphConfig(max_len=20),
+        batch_size=128,
+        epochs=30,
+    ),
 }
-"""The hyper-parameters of the paper's runs by `<model>-<dataset>`; `sasrec-synthetic`
-is a quick one for the built-in log."""
+"""The hyper-parameters of the paper's runs by `<model>-<dataset>`; those that end in
+`-synthetic` are quick ones for the built-in log."""
