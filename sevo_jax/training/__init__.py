@@ -2,13 +2,8 @@
 
 from sevo_jax.training.checkpoint import CheckpointError, fingerprint, has_checkpoint
 from sevo_jax.training.optimizers import make_optimizer, optimizer_names
-from sevo_jax.training.recipe import (
-    RECIPES,
-    GraphConfig,
-    OptimizerConfig,
-    Recipe,
-    find_recipe,
-)
+from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
+from sevo_jax.training.recipes import RECIPES, find_recipe
 from sevo_jax.training.runs import RunResult, SavedRun, load
 from sevo_jax.training.trainer import Trainer, train
 

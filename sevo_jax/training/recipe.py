@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, MFBPRConfig, ModelConfig, SASRecConfig
+from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Recipe:
       ValueError: naming the field, its value and what it may be.
 
     Examples:
+      >>> from sevo_jax.training import find_recipe
       >>> recipe = find_recipe("sasrec-beauty")
       >>> recipe.optimizer.b2, recipe.epochs
       (0.98, 200)
@@ -159,17 +160,6 @@ class Recipe:
         return _from_dict(cls, values, "")
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe registered under `name` in `RECIPES`.
-
-    Raises:
-      ValueError: if there is none, listing those of like names.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"recipe {name!r}: {suggestion(name, RECIPES)}")
-    return RECIPES[name]
-
-
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What to say after a name that is none of `known`."""
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
@@ -216,62 +206,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
-
-
-def _sasrec(*, max_len: int, dropout: float, batch_size: int) -> Recipe:
-    return Recipe(
-        architecture=SASRecConfig(max_len=max_len, dropout=dropout),
-        optimizer=OptimizerConfig(b2=0.98),
-        graph=GraphConfig(max_len=max_len),
-        batch_size=batch_size,
-    )
-
-
-def _mf_bpr(
-    kind: Literal["item-item", "user-item"],
-    *,
-    beta: float,
-    weight_decay: float = 0.1,
-    max_len: int = 50,
-) -> Recipe:
-    return Recipe(
-        model="mf-bpr",
-        architecture=MFBPRConfig(),
-        optimizer=OptimizerConfig(beta=beta, weight_decay=weight_decay),
-        graph=GraphConfig(kind, max_len=max_len),
-        batch_size=2048,
-        epochs=1000,
-    )
-
-
-RECIPES: dict[str, Recipe] = {
-    "mf-bpr-ii-beauty": _mf_bpr("item-item", beta=0.9),
-    "mf-bpr-ii-toys": _mf_bpr("item-item", beta=0.99),
-    "mf-bpr-ii-tools": _mf_bpr("item-item", beta=0.5, weight_decay=0.5),
-    "mf-bpr-ii-ml-1m": _mf_bpr("item-item", beta=0.99, weight_decay=0.05, max_len=10),
-    "mf-bpr-ui-beauty": _mf_bpr("user-item", beta=0.99),
-    "mf-bpr-ui-toys": _mf_bpr("user-item", beta=0.7),
-    "mf-bpr-ui-tools": _mf_bpr("user-item", beta=0.7, weight_decay=0.5),
-    "mf-bpr-ui-ml-1m": _mf_bpr("user-item", beta=0.7, weight_decay=0.05),
-    "mf-bpr-synthetic": Recipe(
-        model="mf-bpr",
-        architecture=MFBPRConfig(),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        batch_size=1024,
-        epochs=60,
-    ),
-    "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
-    "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
-    "sasrec-tools": _sasrec(max_len=50, dropout=0.7, batch_size=512),
-    "sasrec-ml-1m": _sasrec(max_len=200, dropout=0.1, batch_size=128),
-    "sasrec-synthetic": Recipe(
-        architecture=SASRecConfig(max_len=20),
-        optimizer=OptimizerConfig(learning_rate=3e-3, b2=0.98),
-        graph=GraphConfig(max_len=20),
-        batch_size=128,
-        epochs=30,
-    ),
-}
-"""The hyper-parameters of the paper's runs by `<model>-<dataset>`, of MF-BPR by
-`mf-bpr-<graph>-<dataset>` with the graph `ii` (item-item) or `ui` (user-item); those of
-`synthetic` are quick ones for the built-in log."""
