@@ -4,14 +4,24 @@ from typing import Any
 
 from flax import nnx
 
+from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
 
-MODELS = {"sasrec": SASRec}
+MODELS = {"sasrec": SASRec, "bert4rec": BERT4Rec}
 
-ModelConfig = SASRecConfig
+ModelConfig = SASRecConfig | BERT4RecConfig
 
-__all__ = ["MODELS", "ModelConfig", "SASRec", "SASRecConfig", "SequenceModel", "make"]
+__all__ = [
+    "BERT4Rec",
+    "BERT4RecConfig",
+    "MODELS",
+    "ModelConfig",
+    "SASRec",
+    "SASRecConfig",
+    "SequenceModel",
+    "make",
+]
 
 
 def make(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
+from sevo_jax.models import MODELS, BERT4RecConfig, ModelConfig, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,27 @@ def _sasrec(*, max_len: int, dropout: float, batch_size: int) -> Recipe:
     )
 
 
+def _bert4rec(
+    *,
+    dropout: float,
+    mask_prob: float,
+    learning_rate: float = 1e-3,
+    b2: float = 0.95,
+    max_len: int = 50,
+    graph_max_len: int = 50,
+) -> Recipe:
+    return Recipe(
+        model="bert4rec",
+        architecture=BERT4RecConfig(
+            max_len=max_len, dropout=dropout, mask_prob=mask_prob
+        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, b2=b2),
+        graph=GraphConfig(max_len=graph_max_len),
+        batch_size=256,
+        epochs=500,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
@@ -238,6 +259,20 @@ RECIPES: dict[str, Recipe] = {
         graph=GraphConfig(max_len=20),
         batch_size=128,
         epochs=30,
+    ),
+    "bert4rec-beauty": _bert4rec(dropout=0.2, mask_prob=0.5, learning_rate=5e-4),
+    "bert4rec-toys": _bert4rec(dropout=0.1, mask_prob=0.5),
+    "bert4rec-tools": _bert4rec(dropout=0.3, mask_prob=0.4),
+    "bert4rec-ml-1m": _bert4rec(
+        dropout=0.1, mask_prob=0.2, b2=0.999, max_len=200, graph_max_len=10
+    ),
+    "bert4rec-synthetic": Recipe(
+        model="bert4rec",
+        architecture=BERT4RecConfig(max_len=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3, b2=0.95),
+        graph=GraphConfig(max_len=20),
+        batch_size=128,
+        epochs=50,
     ),
 }
 """The hyper-parameters of the paper's runs by `<model>-<dataset>`; `sasrec-synthetic`
