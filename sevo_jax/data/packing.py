@@ -119,7 +119,7 @@ class PackedEpochs:
         targets = np.repeat(train.offsets[users + 1] - lengths, lengths) + self._offsets
         self._targets = train.values[targets] + item_offset
         self._inputs = train.values[targets - 1] + item_offset
-        self.num_rows = _base_rows(lengths, batch_size, max_len)
+        self.num_rows = base_rows(lengths, batch_size, max_len)
 
     def __getitem__(self, epoch: int) -> PackedBatch:
         """Returns the epoch: arrays `[num_steps, rows, max_len]`, `rows >= num_rows`.
@@ -180,7 +180,7 @@ class PackedRows:
             step[samples] = index
             row[samples], column[samples], used = pack(lengths[samples], width)
             if used > num_rows:
-                num_rows = _round_up(used)
+                num_rows = round_up(used, _ROW_MULTIPLE)
         self.shape = (len(steps), num_rows, width)
         self.segments = np.repeat(column + 1, lengths)
         first_cell = (step * num_rows + row) * width + column
@@ -264,13 +264,14 @@ def left_pad(sequences: Sequences, max_len: int, item_offset: int = 1) -> np.nda
     return frames
 
 
-def _base_rows(lengths: np.ndarray, batch_size: int, width: int) -> int:
+def base_rows(lengths: np.ndarray, batch_size: int, width: int) -> int:
     """Rows that hold nearly every batch: four deviations above its mean of cells."""
     if lengths.size <= batch_size:
-        return _round_up(pack(lengths, width)[2])
+        return round_up(pack(lengths, width)[2], _ROW_MULTIPLE)
     cells = batch_size * lengths.mean() + 4 * lengths.std() * np.sqrt(batch_size)
-    return _round_up(int(np.ceil(cells / width)))
+    return round_up(int(np.ceil(cells / width)), _ROW_MULTIPLE)
 
 
-def _round_up(rows: int) -> int:
-    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+def round_up(number: int, multiple: int) -> int:
+    """Returns the least multiple of `multiple` that is no less than `number`."""
+    return -(-number // multiple) * multiple
