@@ -1,0 +1,196 @@
+"""Table 3 of the paper: the five backbones with and without SEvo.
+
+    python benchmarks/table3.py run
+    python benchmarks/table3.py run --only mf-bpr stosa-beauty --seeds 0
+    python benchmarks/table3.py table
+
+`run` trains what has no result yet, the most valuable runs first, and writes one file a
+run into ``results/table3``. It can be stopped at any time and started again, and
+several can work side by side (on parts of a machine's processors, say): none repeats
+or disturbs what another does. `table` prints what there is beside the paper's numbers
+and the authors' own, and what is missing.
+
+Without SEvo means AdamW with the hyper-parameters of the SEvo run: those of the paper's
+plain backbones are unpublished.
+"""
+
+import argparse
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from harness import RESULTS, load
+
+from sevo_jax.training import RECIPES, Trainer, has_checkpoint
+from sevo_jax.training.compare import METRICS, Spread, paired_difference
+from sevo_jax.training.mesh import cpu_devices, make_mesh
+
+FOLDER = RESULTS / "table3"
+PAPER = json.loads((Path(__file__).parent / "paper_table3.json").read_text())
+BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
+DATASETS = ("beauty", "toys", "ml-1m", "tools")
+
+
+class Run(NamedTuple):
+    """One run: a recipe, with which optimizer, from which seed."""
+
+    backbone: str
+    dataset: str
+    optimizer: str
+    seed: int
+
+    @property
+    def recipe(self) -> str:
+        return f"{self.backbone}-{self.dataset}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}-{self.optimizer}-seed{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return FOLDER / f"{self.name}.json"
+
+
+def runs(seeds: list[int]) -> Iterator[Run]:
+    """All runs, a first seed of everything before the second of anything."""
+    for seed in seeds:
+        for dataset in DATASETS:
+            for backbone in BACKBONES:
+                yield Run(backbone, dataset, "sevo_adamw", seed)
+                if backbone != "mf-bpr-ii":  # The graph makes no difference to AdamW.
+                    yield Run(backbone, dataset, "adamw", seed)
+
+
+def train(run: Run, work: Path) -> None:
+    """Trains one run, or goes on with it, unless another process is at it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / f"{run.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if run.result.exists():
+            return
+        recipe = RECIPES[run.recipe].with_optimizer(run.optimizer)
+        on_cpu = jax.default_backend() == "cpu"
+        mesh = make_mesh(jax.device_count() if on_cpu else 1)
+        folder = work / run.name
+        result = Trainer(recipe, load(run.dataset), mesh=mesh).run(
+            seed=run.seed,
+            output=folder,
+            resume=has_checkpoint(folder),
+            label=run.name,
+        )
+        values = result.to_dict()
+        history = values.pop("history")
+        values["valid NDCG@10"] = {
+            each["epoch"]: each["valid"]["NDCG@10"] for each in history
+        }
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        run.result.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def table() -> str:
+    """What there is, in the form of the paper's table, and what is missing."""
+    results: dict[tuple[str, str], dict[int, dict]] = {}
+    for path in sorted(FOLDER.glob("*.json")):
+        name, seed = path.stem.rsplit("-seed", 1)
+        recipe, optimizer = name.rsplit("-", 1)
+        results.setdefault((recipe, optimizer), {})[int(seed)] = json.loads(
+            path.read_text()
+        )
+    lines, missing = [], []
+    for dataset in DATASETS:
+        lines += ["", f"{dataset:<20}" + "".join(f"{name:>18}" for name in METRICS)]
+        improvements = []
+        for backbone in BACKBONES:
+            recipe = f"{backbone}-{dataset}"
+            plain = results.get((recipe.replace("-ii-", "-ui-"), "adamw"), {})
+            sevo = results.get((recipe, "sevo_adamw"), {})
+            paper = backbone.removesuffix("-ui").removesuffix("-ii")
+            without = PAPER["without"][f"{paper}-{dataset}"]
+            authors = PAPER["with"][recipe]
+            lines.append(backbone)
+            lines.append(_row("AdamW, paper", [f"{without[m]:.4f}" for m in METRICS]))
+            if plain:
+                lines.append(_row(f"AdamW, {_seeds(plain)}", _cells(plain)))
+            else:
+                missing.append(f"{recipe} adamw")
+            cells = [
+                f"{authors[m]['mean']:.4f} ± {authors[m]['std']:.4f}" for m in METRICS
+            ]
+            lines.append(_row("SEvo, authors", cells))
+            if sevo:
+                lines.append(_row(f"SEvo, {_seeds(sevo)}", _cells(sevo)))
+            else:
+                missing.append(f"{recipe} sevo_adamw")
+            shared = sorted(plain.keys() & sevo.keys())
+            if shared:
+                pairs = {
+                    m: [[each[s]["test"][m] for s in shared] for each in (plain, sevo)]
+                    for m in METRICS
+                }
+                differences = [paired_difference(*pairs[m]) for m in METRICS]
+                improvements.append(differences[-1].improvement)
+                lines.append(_row("SEvo over AdamW", map(_difference, differences)))
+        if improvements:
+            mean = sum(improvements) / len(improvements)
+            lines.append(
+                f"mean improvement of NDCG@10 over {len(improvements)} backbones: "
+                f"{mean:+.1%}"
+            )
+    lines += ["", f"missing: {', '.join(missing) or 'nothing'}"]
+    return "\n".join(lines[1:])
+
+
+def _seeds(group: dict[int, dict]) -> str:
+    return f"seed {' '.join(map(str, sorted(group)))}"
+
+
+def _cells(group: dict[int, dict]) -> list[str]:
+    spreads = [
+        Spread.of([each["test"][name] for each in group.values()]) for name in METRICS
+    ]
+    if len(group) == 1:
+        return [f"{spread.mean:.4f}" for spread in spreads]
+    return [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in spreads]
+
+
+def _difference(difference) -> str:
+    known = difference.p_value == difference.p_value
+    p_value = f" p={difference.p_value:.2g}" if known else ""
+    return f"{difference.improvement:+.1%}{p_value}"
+
+
+def _row(label: str, cells) -> str:
+    return f"  {label:<18}" + "".join(f"{cell:>18}" for cell in cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="runs whose names begin so"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/table3"))
+    options = parser.parse_args()
+    if options.command == "table":
+        print(table())
+        return
+    jax.config.update("jax_num_cpu_devices", cpu_devices())
+    for run in runs(options.seeds):
+        if run.name.startswith(tuple(options.only)) and not run.result.exists():
+            print(run.name, file=sys.stderr, flush=True)
+            train(run, options.work)
+
+
+if __name__ == "__main__":
+    main()
