@@ -1,0 +1,110 @@
+import dataclasses
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from sevo_jax.evaluation import Evaluator
+from sevo_jax.training import Trainer
+from sevo_jax.training.mesh import (
+    cpu_devices,
+    make_mesh,
+    row_sharding,
+    split_batches,
+    split_tables,
+)
+from sevo_jax.training.step import train_epoch
+
+MESHES = [(2, 1), (4, 1), (1, 2), (2, 2)]
+
+
+@pytest.fixture(scope="module")
+def short(tiny_recipe):
+    return dataclasses.replace(tiny_recipe, epochs=4, eval_every=2)
+
+
+@pytest.fixture(scope="module")
+def alone(short, tiny_split):
+    return Trainer(short, tiny_split).run(seed=1, progress=False)
+
+
+@pytest.mark.parametrize("data, width", MESHES)
+def test_any_mesh_trains_as_one_device_does(short, tiny_split, alone, data, width):
+    trainer = Trainer(short, tiny_split, mesh=make_mesh(data, width))
+    compiled = train_epoch._cache_size()
+    result = trainer.run(seed=1, progress=False)
+    # One program for all epochs: what comes out is placed as what went in.
+    assert train_epoch._cache_size() == compiled + 1
+    np.testing.assert_allclose(result.losses, alone.losses, rtol=2e-5)
+    table = result.trained.item_embedding[...]
+    assert table.sharding.device_set == set(jax.devices()[: data * width])
+    np.testing.assert_allclose(
+        table, alone.trained.item_embedding[...], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_run_goes_on_on_other_devices(short, tiny_split, alone, tmp_path):
+    half = dataclasses.replace(short, epochs=2)
+    output = tmp_path / "run"
+    Trainer(half, tiny_split, mesh=make_mesh(2)).run(
+        seed=1, output=output, progress=False
+    )
+    # A run of two epochs that is asked for four is another run: change what it says.
+    about = next((output / "checkpoints").glob("*/about.json"))
+    text = about.read_text()
+    assert text.count('"epochs": 2') == 1
+    about.write_text(text.replace('"epochs": 2', '"epochs": 4'))
+    manifest = about.with_name("manifest.json")
+    sums = json.loads(manifest.read_text())
+    sums["about.json"] = zlib.crc32(about.read_bytes())
+    manifest.write_text(json.dumps(sums))
+    resumed = Trainer(short, tiny_split, mesh=make_mesh(1, 2)).run(
+        seed=1, output=output, resume=True, progress=False
+    )
+    np.testing.assert_allclose(resumed.losses, alone.losses, rtol=2e-5)
+
+
+def test_ranks_do_not_depend_on_where_users_are(tiny_split, alone):
+    model = alone.trained
+    expected = Evaluator(model, tiny_split, "test").ranks(model)
+    mesh = make_mesh(4)
+    graphdef, params = nnx.split(model)
+    spread = nnx.merge(graphdef, split_tables(mesh, params, ()))
+    # 7 users a batch do not split over 4 devices: 8 do.
+    evaluator = Evaluator(
+        model, tiny_split, "test", batch_size=7, sharding=row_sharding(mesh)
+    )
+    np.testing.assert_array_equal(evaluator.ranks(spread), expected)
+
+
+def test_what_does_not_split_is_on_every_device():
+    mesh = make_mesh(2, 2)
+    batch = {"even": np.zeros((3, 4, 5)), "odd": np.zeros((3, 5)), "flat": np.zeros(4)}
+    placed = split_batches(mesh, batch)
+    assert placed["even"].sharding.spec == P(None, "data")
+    assert placed["odd"].sharding.spec == P() == placed["flat"].sharding.spec
+
+    tree = {"table": {"value": np.zeros((5, 4))}, "dense": np.zeros((4, 4))}
+    tree["moments"] = {"table": np.zeros((5, 4)), "other_table": np.zeros((5, 4))}
+    placed = split_tables(mesh, tree, ["table"])
+    assert placed["table"]["value"].sharding.spec == P(None, "width")
+    assert placed["moments"]["table"].sharding.spec == P(None, "width")
+    assert placed["moments"]["other_table"].sharding.spec == P()
+    assert placed["dense"].sharding.spec == P()
+    narrow = split_tables(mesh, {"table": np.zeros((5, 3))}, ["table"])
+    assert narrow["table"].sharding.spec == P()
+
+
+def test_a_mesh_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="4 x 4, but there are 8 devices"):
+        make_mesh(4, 4)
+    with pytest.raises(ValueError, match="0 x 1: both must be at least 1"):
+        make_mesh(0)
+
+
+def test_the_devices_of_a_cpu_are_a_power_of_two():
+    assert cpu_devices() in (1, 2, 4, 8)
