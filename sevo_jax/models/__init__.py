@@ -4,14 +4,24 @@ from typing import Any
 
 from flax import nnx
 
+from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
 
-MODELS = {"sasrec": SASRec}
+MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec}
 
-ModelConfig = SASRecConfig
+ModelConfig = SASRecConfig | GRU4RecConfig
 
-__all__ = ["MODELS", "ModelConfig", "SASRec", "SASRecConfig", "SequenceModel", "make"]
+__all__ = [
+    "GRU4Rec",
+    "GRU4RecConfig",
+    "MODELS",
+    "ModelConfig",
+    "SASRec",
+    "SASRecConfig",
+    "SequenceModel",
+    "make",
+]
 
 
 def make(

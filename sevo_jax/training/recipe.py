@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
+from sevo_jax.models import MODELS, GRU4RecConfig, ModelConfig, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Recipe:
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Graph over which SEvo smooths, and on which smoothness is measured."""
     batch_size: int = 512
-    """Samples of a step; of SASRec a sample is a user."""
+    """Samples of a step; of SASRec a sample is a user, of GRU4Rec a prefix."""
     epochs: int = 200
     """Passes over the train sequences, at least 1."""
     eval_every: int = 5
@@ -227,6 +227,25 @@ def _sasrec(*, max_len: int, dropout: float, batch_size: int) -> Recipe:
     )
 
 
+def _gru4rec(
+    *,
+    max_len: int = 50,
+    dropout: float = 0.4,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.1,
+) -> Recipe:
+    return Recipe(
+        model="gru4rec",
+        architecture=GRU4RecConfig(max_len=max_len, dropout=dropout),
+        optimizer=OptimizerConfig(
+            learning_rate=learning_rate, weight_decay=weight_decay
+        ),
+        graph=GraphConfig(max_len=max_len),
+        batch_size=512,
+        epochs=300,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),
@@ -239,6 +258,18 @@ RECIPES: dict[str, Recipe] = {
         batch_size=128,
         epochs=30,
     ),
+    "gru4rec-beauty": _gru4rec(),
+    "gru4rec-toys": _gru4rec(),
+    "gru4rec-tools": _gru4rec(dropout=0.5, learning_rate=5e-3),
+    "gru4rec-ml-1m": _gru4rec(max_len=200, dropout=0.3, weight_decay=0.01),
+    "gru4rec-synthetic": Recipe(
+        model="gru4rec",
+        architecture=GRU4RecConfig(max_len=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        graph=GraphConfig(max_len=20),
+        batch_size=512,
+        epochs=30,
+    ),
 }
-"""The hyper-parameters of the paper's runs by `<model>-<dataset>`; `sasrec-synthetic`
-is a quick one for the built-in log."""
+"""The hyper-parameters of the paper's runs by `<model>-<dataset>`;
+`<model>-synthetic` is a quick one for the built-in log."""
