@@ -40,7 +40,8 @@ class RecipeOptions:
     model: Annotated[str, option(f"Recommender: {', '.join(MODELS)}.", "NAME")]
     epochs: Annotated[int, option("Passes over the training sequences.")]
     batch_size: Annotated[
-        int, option("Samples of a step; of SASRec a sample is a user.")
+        int,
+        option("Samples of a step: users, for GRU4Rec prefixes, for MF-BPR triplets."),
     ]
     eval_every: Annotated[int, option("Epochs from one validation to the next.")]
     mesh: Annotated[

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
+from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.sequence import SequenceModel
@@ -13,17 +14,20 @@ from sevo_jax.models.stosa import STOSA, STOSAConfig
 MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "mf-bpr": MFBPR,
+    "gru4rec": GRU4Rec,
     "bert4rec": BERT4Rec,
     "stosa": STOSA,
 }
 
-ModelConfig = BERT4RecConfig | MFBPRConfig | SASRecConfig | STOSAConfig
+ModelConfig = BERT4RecConfig | GRU4RecConfig | MFBPRConfig | SASRecConfig | STOSAConfig
 
 __all__ = [
     "MODELS",
     "STOSA",
     "BERT4Rec",
     "BERT4RecConfig",
+    "GRU4Rec",
+    "GRU4RecConfig",
     "MFBPR",
     "MFBPRConfig",
     "ModelConfig",

@@ -106,7 +106,7 @@ class Recipe:
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Graph over which SEvo smooths, and on which smoothness is measured."""
     batch_size: int = 512
-    """Samples of a step; of SASRec a sample is a user."""
+    """Samples of a step: users, for GRU4Rec prefixes, for MF-BPR triplets."""
     epochs: int = 200
     """Passes over the train sequences, at least 1."""
     eval_every: int = 5

@@ -6,6 +6,7 @@ from typing import Literal
 
 from sevo_jax.models import (
     BERT4RecConfig,
+    GRU4RecConfig,
     MFBPRConfig,
     SASRecConfig,
     STOSAConfig,
@@ -43,6 +44,25 @@ def _mf_bpr(
         graph=GraphConfig(kind, max_len=max_len),
         batch_size=2048,
         epochs=1000,
+    )
+
+
+def _gru4rec(
+    *,
+    dropout: float,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.1,
+    max_len: int = 50,
+) -> Recipe:
+    return Recipe(
+        model="gru4rec",
+        architecture=GRU4RecConfig(max_len=max_len, dropout=dropout),
+        optimizer=OptimizerConfig(
+            learning_rate=learning_rate, weight_decay=weight_decay
+        ),
+        graph=GraphConfig(max_len=max_len),
+        batch_size=512,
+        epochs=300,
     )
 
 
@@ -114,6 +134,17 @@ RECIPES: dict[str, Recipe] = {
         optimizer=OptimizerConfig(learning_rate=1e-2),
         batch_size=1024,
         epochs=60,
+    ),
+    "gru4rec-beauty": _gru4rec(dropout=0.4),
+    "gru4rec-toys": _gru4rec(dropout=0.4),
+    "gru4rec-tools": _gru4rec(dropout=0.5, learning_rate=5e-3),
+    "gru4rec-ml-1m": _gru4rec(dropout=0.3, weight_decay=0.01, max_len=200),
+    "gru4rec-synthetic": Recipe(
+        model="gru4rec",
+        architecture=GRU4RecConfig(max_len=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        graph=GraphConfig(max_len=20),
+        epochs=30,
     ),
     "sasrec-beauty": _sasrec(max_len=50, dropout=0.3, batch_size=512),
     "sasrec-toys": _sasrec(max_len=50, dropout=0.3, batch_size=512),

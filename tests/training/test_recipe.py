@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from sevo_jax.models import MFBPRConfig, SASRecConfig
+from sevo_jax.models import GRU4RecConfig, MFBPRConfig, SASRecConfig
 from sevo_jax.training import (
     RECIPES,
     GraphConfig,
@@ -43,6 +43,39 @@ def test_recipes_of_the_paper(name, dropout, batch_size, max_len):
         graph=GraphConfig(max_len=max_len, keep="last", max_hop=1),
         batch_size=batch_size,
         epochs=200,
+        eval_every=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "weight_decay", "dropout", "max_len"),
+    [
+        ("gru4rec-beauty", 1e-3, 0.1, 0.4, 50),
+        ("gru4rec-toys", 1e-3, 0.1, 0.4, 50),
+        ("gru4rec-tools", 5e-3, 0.1, 0.5, 50),
+        ("gru4rec-ml-1m", 1e-3, 0.01, 0.3, 200),
+    ],
+)
+def test_recipes_of_the_paper_for_gru4rec(
+    name, learning_rate, weight_decay, dropout, max_len
+):
+    assert find_recipe(name) == Recipe(
+        model="gru4rec",
+        architecture=GRU4RecConfig(
+            max_len=max_len, width=64, hidden_width=64, dropout=dropout
+        ),
+        optimizer=OptimizerConfig(
+            name="sevo_adamw",
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            b1=0.9,
+            b2=0.999,
+            beta=0.99,
+            num_layers=3,
+        ),
+        graph=GraphConfig(max_len=max_len, keep="last", max_hop=1),
+        batch_size=512,
+        epochs=300,
         eval_every=5,
     )
 
@@ -103,7 +136,7 @@ def test_with_optimizer_changes_the_name_alone():
 def test_an_unknown_recipe_lists_the_like_ones():
     with pytest.raises(ValueError, match="did you mean sasrec-beauty"):
         find_recipe("sasrec-beuty")
-    with pytest.raises(ValueError, match="choose from .*sasrec-beauty, sasrec-ml-1m"):
+    with pytest.raises(ValueError, match="choose from .*, sasrec-beauty, sasrec-ml-1m"):
         find_recipe("xyz")
 
 
