@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from pyarrow import parquet
@@ -126,7 +127,7 @@ def test_help_shows_the_options_and_examples(capsys, command, options):
 
 def test_help_shows_the_values_of_the_recipe(capsys):
     text = _help(capsys, "train", "--recipe", "sasrec-ml-1m")
-    assert "--batch-size INT Samples of a step; of SASRec a sample is a user. " in text
+    assert "--batch-size INT Samples of a step: users, for GRU4Rec prefixes" in text
     assert "(default: 128)" in text and "(default: 200)" in text
     assert "beta" in text and "(default: 0.99)" in text
     assert "(default: sasrec-ml-1m)" in text
@@ -607,3 +608,50 @@ def test_data_names_the_malformed_line(tmp_path, capsys):
     _fails(capsys, ["data", "--data", table], f"{table}:3:")
     _fails(capsys, ["data", "--data", tmp_path], "belongs to no format")
     _fails(capsys, ["data", "--output", tmp_path / "x.dat"], "x.dat")
+
+
+def test_on_an_accelerator_seeds_train_together(compared, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    args = ["compare", "--data", f"{path}", "--output", f"{tmp_path}/both", *SMALL]
+    assert main([*args, "--seeds", "3"]) == 0
+    # A seed that joins starts by itself.
+    assert main([*args, "--seeds", "3", "1", "--resume"]) == 0
+    runs = read_results(tmp_path / "both" / "results.json")
+    assert [(run["optimizer"], run["seed"]) for run in runs] == [
+        (optimizer, seed) for optimizer in ("adamw", "sevo_adamw") for seed in (3, 1)
+    ]
+    for run in runs:
+        name = f"{run['optimizer']}-seed{run['seed']}"
+        losses = [
+            json.loads((folder / name / "result.json").read_text())["losses"]
+            for folder in (compared, tmp_path / "both")
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_mesh_may_be_asked_for(compared, path, tmp_path, capsys):
+    args = ["train", "--data", path, "--output", tmp_path / "run", "--seed", 3, *SMALL]
+    assert main([*map(str, args), "--mesh", "2", "2"]) == 0
+    losses = [
+        json.loads((folder / "result.json").read_text())["losses"]
+        for folder in (compared / "sevo_adamw-seed3", tmp_path / "run")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    capsys.readouterr()
+    args[4] = tmp_path / "none"
+    _fails(capsys, [*args, "--mesh", "16", "1"], "16 x 1", "there are 8 devices")
+    assert not (tmp_path / "none").exists()
+
+
+def test_graph_of_users_and_items(path, tmp_path, capsys):
+    file = tmp_path / "graph.npz"
+    args = ["graph", "--data", path, "--recipe", "mf-bpr-ui-beauty", "--output", file]
+    assert main([str(arg) for arg in args]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("user-item graph of tiny\n")
+    split = leave_one_out(read(path))
+    assert f"edges         {len(split.train.values):,} undirected" in printed
+    heaviest = printed.splitlines()[-1].split()
+    assert heaviest[0].startswith("u") and heaviest[1].startswith("i")
+    loaded = graphs.load(file)
+    assert loaded.shape == (split.num_users + split.num_items,) * 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from sevo_jax import plots
@@ -114,6 +115,9 @@ def compare(args: Sequence[str]) -> None:
 def _train(
     trainers: dict[str, Trainer], options: Compare, output: Path
 ) -> Iterator[RunResult]:
+    if jax.default_backend() != "cpu":
+        yield from _train_together(trainers, options, output)
+        return
     total = len(options.seeds) * len(trainers)
     number = 0
     # Seed by seed: stopped half-way, the runs there are make pairs.
@@ -129,6 +133,29 @@ def _train(
                 output=folder,
                 resume=resume,
                 label=f"[{number}/{total}] {name}, seed {seed}",
+            )
+
+
+def _train_together(
+    trainers: dict[str, Trainer], options: Compare, output: Path
+) -> Iterator[RunResult]:
+    """All seeds of an optimizer in one program, which an accelerator has room for."""
+    for number, (name, trainer) in enumerate(trainers.items(), start=1):
+        folders = [output / f"{name}-seed{seed}" for seed in options.seeds]
+        left = [has_checkpoint(folder) for folder in folders]
+        # Seeds that were added to a comparison start anew, by themselves.
+        for resume in (True, False):
+            chosen = [i for i, each in enumerate(left) if each == resume]
+            if not chosen:
+                continue
+            if not resume:
+                for i in chosen:
+                    remember(options.data, folders[i])
+            yield from trainer.run_together(
+                [options.seeds[i] for i in chosen],
+                outputs=[folders[i] for i in chosen],
+                resume=resume,
+                label=f"[{number}/{len(trainers)}] {name}, {len(chosen)} seeds",
             )
 
 

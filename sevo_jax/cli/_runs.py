@@ -71,9 +71,10 @@ class RecipeOptions:
           ValueError: if there are not as many.
         """
         wanted = self.mesh or (cpu_devices(), 1)
-        # Once JAX is in use, in this process, its devices are what they are.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", math.prod(wanted))
+        # Unless somebody has said how many, or JAX is in use and has its devices.
+        if jax.config.jax_num_cpu_devices < 1:
+            with contextlib.suppress(RuntimeError):
+                jax.config.update("jax_num_cpu_devices", math.prod(wanted))
         if self.mesh is None:
             on_cpu = jax.default_backend() == "cpu"
             wanted = (min(wanted[0], jax.device_count()) if on_cpu else 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +25,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-@partial(jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames=("state",))
-def train_epoch(
+def _train_epoch(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
@@ -66,6 +66,50 @@ def train_epoch(
 
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return jax.lax.scan(step, state, (batches, jnp.arange(num_steps)))
+
+
+train_epoch = jax.jit(
+    _train_epoch,
+    static_argnames=("graphdef", "optimizer"),
+    donate_argnames=("state",),
+)
+
+
+@partial(
+    jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames=("states",)
+)
+def train_epoch_together(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformationExtraArgs,
+    states: Sequence[TrainState],
+    batches: Sequence[Any],
+    graphs: Any,
+    seeds: Int[Array, " runs"],
+    epoch: Int[Array, ""],
+) -> tuple[list[TrainState], Float[Array, "runs steps"]]:
+    """Trains an epoch of several runs at once, by `vmap`: `train_epoch` of each.
+
+    Args:
+      graphdef: as in `train_epoch`.
+      optimizer: as in `train_epoch`.
+      states: one of each run; donated.
+      batches: those of each run, of the same shapes.
+      graphs: as in `train_epoch`, the same for all.
+      seeds: of each run.
+      epoch: number of the epoch.
+
+    Returns:
+      The new states and the losses of each step.
+    """
+
+    def one(state: TrainState, batches: Any, seed: jax.Array):
+        return _train_epoch(graphdef, optimizer, state, batches, graphs, seed, epoch)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    stacked, losses = jax.vmap(one)(stacked, batch, seeds)
+    unstacked = [jax.tree.map(lambda x: x[i], stacked) for i in range(len(states))]
+    return unstacked, losses
 
 
 def step_key(

@@ -1,0 +1,105 @@
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sevo_jax.data import PackedBatch
+from sevo_jax.training import Trainer
+from sevo_jax.training.step import train_epoch_together
+from sevo_jax.training.trainer import _same_shapes
+
+SEEDS = (3, 0, 8)
+
+
+@pytest.fixture(scope="module")
+def short_trainer(tiny_recipe, tiny_split):
+    recipe = dataclasses.replace(tiny_recipe, epochs=4, eval_every=2)
+    return Trainer(recipe, tiny_split)
+
+
+@pytest.fixture(scope="module")
+def alone(short_trainer):
+    return [short_trainer.run(seed=seed, progress=False) for seed in SEEDS]
+
+
+def check_same(results, expected):
+    for result, alone in zip(results, expected, strict=True):
+        assert result.seed == alone.seed
+        np.testing.assert_allclose(result.losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(
+            result.trained.item_embedding[...],
+            alone.trained.item_embedding[...],
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+def test_seeds_together_come_out_as_each_alone(short_trainer, alone):
+    compiled = train_epoch_together._cache_size()
+    results = short_trainer.run_together(SEEDS, progress=False)
+    assert train_epoch_together._cache_size() == compiled + 1
+    check_same(results, alone)
+    # The seeds do differ.
+    assert not np.allclose(results[0].losses, results[1].losses, rtol=1e-4)
+
+
+def test_runs_left_at_different_epochs_catch_up(short_trainer, alone, tmp_path):
+    outputs = [tmp_path / str(seed) for seed in SEEDS]
+
+    class Killed(Exception):
+        pass
+
+    def evaluate(run, original=short_trainer._evaluate):
+        if run.seed == SEEDS[1] and run.progress.epoch == 2:
+            raise Killed
+        original(run)
+
+    short_trainer._evaluate = evaluate
+    try:
+        with pytest.raises(Killed):
+            short_trainer.run_together(SEEDS, outputs=outputs, progress=False)
+    finally:
+        del short_trainer._evaluate
+    epochs = [max(output.glob("checkpoints/*")).name for output in outputs]
+    assert epochs == ["2", "0", "0"]
+    results = short_trainer.run_together(
+        SEEDS, outputs=outputs, resume=True, progress=False
+    )
+    check_same(results, alone)
+    assert all((output / "result.json").exists() for output in outputs)
+
+
+def test_what_one_run_writes_alone_another_resumes_together(
+    tiny_recipe, tiny_split, finished, tmp_path
+):
+    result, output = finished
+    copy = shutil.copytree(output, tmp_path / "copy")
+    (again,) = Trainer(tiny_recipe, tiny_split).run_together(
+        [result.seed], outputs=[copy], resume=True, progress=False
+    )
+    assert again.losses == result.losses and again.test == result.test
+
+
+def test_batches_get_one_shape_by_empty_cells():
+    small = PackedBatch(*(np.ones((2, 3, 4), np.int32) for _ in range(6)))
+    large = jax.tree.map(lambda x: np.ones((2, 5, 4), np.int32), small)
+    filled = _same_shapes([small, large])
+    assert [each.inputs.shape for each in filled] == [(2, 5, 4)] * 2
+    assert filled[0].segments[:, 3:].sum() == 0 and filled[0].segments.sum() == 24
+    assert filled[1].segments is large.segments
+
+
+@pytest.mark.parametrize(
+    ("seeds", "outputs", "message"),
+    [
+        ([], None, "at least one, none twice"),
+        ([1, 1], None, r"seeds are \[1, 1\]"),
+        ([1, 2], ["x"], "2 seeds and 1 outputs"),
+        ([1, -2], None, "seed is -2"),
+    ],
+)
+def test_bad_requests_are_refused(short_trainer, seeds, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        short_trainer.run_together(seeds, outputs=outputs)
