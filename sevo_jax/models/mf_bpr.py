@@ -95,10 +95,10 @@ class MFBPR(nnx.Module):
         """
         del rng
         users = self.user_embedding[...][batch.users]
-        items = jnp.stack([batch.negatives, batch.positives])
-        negatives, positives = self.item_embedding[...][items]
-        margins = jnp.sum(users * (negatives - positives), axis=-1)
-        return jnp.mean(jax.nn.softplus(margins), where=batch.valid)
+        items = self.item_embedding[...]
+        difference = items[batch.negatives] - items[batch.positives]
+        losses = jax.nn.softplus(jnp.sum(users * difference, axis=-1))
+        return jnp.mean(losses, where=batch.valid)
 
     def score(self, inputs: Int[Array, "users 1"]) -> Float[Array, "users num_items"]:
         """Returns each item's score for users, rows of the user table."""
