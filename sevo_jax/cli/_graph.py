@@ -83,9 +83,10 @@ def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
         title = f"{options.graph.kind} graph of {log.name}"
         adjacency = build_graph(options.graph, leave_one_out(log), options.item_offset)
     # The graph of users and items has the users in front.
-    bipartite = log is not None and options.graph.kind == "user-item"
-    first_item = options.item_offset + (log.num_users if bipartite else 0)
-    num_items = adjacency.shape[0] - first_item
+    users: list[str] = []
+    if log is not None and options.graph.kind == "user-item":
+        users = [str(name) for name in log.user_ids.tolist()]
+    num_items = adjacency.shape[0] - len(users) - options.item_offset
     if options.item_offset < 0 or num_items < 1:
         raise ValueError(
             f"--item-offset is {options.item_offset}: choose 0 to "
@@ -98,10 +99,8 @@ def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
             f"{title} has {adjacency.shape[0]} nodes, but {log.name!r} has "
             f"{log.num_items} items and --item-offset is {options.item_offset}"
         )
-    ids = [log.item_ids] if not bipartite else [log.user_ids, log.item_ids]
-    names = [[str(name) for name in each.tolist()] for each in ids]
-    names.insert(-1, ["-"] * options.item_offset)
-    return adjacency, title, sum(names, [])
+    items = [str(name) for name in log.item_ids.tolist()]
+    return adjacency, title, [*users, *["-"] * options.item_offset, *items]
 
 
 def _describe(matrix: scipy.sparse.csr_array, item_offset: int) -> str:

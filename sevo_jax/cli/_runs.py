@@ -72,7 +72,7 @@ class RecipeOptions:
         """
         wanted = self.mesh or (cpu_devices(), 1)
         # Unless somebody has said how many, or JAX is in use and has its devices.
-        if jax.config.jax_num_cpu_devices < 1:
+        if jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
             with contextlib.suppress(RuntimeError):
                 jax.config.update("jax_num_cpu_devices", math.prod(wanted))
         if self.mesh is None:

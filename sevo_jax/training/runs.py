@@ -55,7 +55,7 @@ class RunResult:
     losses: list[float]
     history: list[dict[str, Any]]
     recipe: Recipe
-    trained: nnx.Module = field(repr=False)
+    trained: Any = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the model, as JSON values."""

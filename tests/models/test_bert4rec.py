@@ -1,6 +1,7 @@
 """BERT4Rec against the padded model of its definition."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +210,7 @@ def test_only_rows_of_the_batch_get_a_gradient(dropout):
     touched = np.flatnonzero(np.any(gradients["item_embedding"] != 0, axis=1))
     frames, labels = unpack(batch)
     hiding = labels.any(axis=1)
-    assert 0 < hiding.sum() < len(hiding), "some users have nothing hidden"
+    assert 0 < hiding.sum() < hiding.size, "some users have nothing hidden"
     distinct = np.unique(frames[hiding])
     assert distinct[:2].tolist() == [0, 1] and 15 < len(distinct) < NUM_ITEMS + 2
     # All that stands beside something hidden, and the mask, but not the padding.
@@ -378,7 +379,7 @@ def test_both_tables_are_smoothed_each_by_itself():
     transform = sevo.scale_by_sevo(
         {name: graph for name in BERT4Rec.smoothed["item-item"]}, beta=0.9
     )
-    updates, _ = transform.update(params, transform.init(params))
+    updates: Any = transform.update(params, transform.init(params))[0]
     before, after = nnx.to_pure_dict(params), nnx.to_pure_dict(updates)
     for name in before:
         if name in ("item_embedding", "output_embedding"):

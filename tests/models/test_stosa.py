@@ -1,6 +1,7 @@
 """STOSA against the padded model of its definition."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -424,7 +425,7 @@ def test_points_under_dropout_have_the_distribution_of_the_definition():
     # compared are means and mean squares of each number that comes out, and the means
     # of products of the streams: none of 120 may be off by 4.5 standard errors
     # (chance 8e-4).
-    options = dict(hidden_dropout=0.2, attention_dropout=0.5, propagate_mean=True)
+    options: Any = dict(hidden_dropout=0.2, attention_dropout=0.5, propagate_mean=True)
     model, _ = make(max_len=5, **options)
     params = perturbed(model)
     model = with_params(model, params)

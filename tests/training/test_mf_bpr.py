@@ -81,7 +81,7 @@ def test_users_that_were_not_drawn_move_over_a_graph_of_users_alone(
     before = np.array(run.state.params["user_embedding"][...])
     epochs = trainer._new_model(0).epochs(tiny_split.train, batch_size=16, seed=0)
     first_step = jax.tree.map(lambda field: field[:1], epochs[0])
-    trainer._train_epoch(run, first_step)
+    trainer._train_epoch([run], [first_step])
     after = np.array(run.state.params["user_embedding"][...])
     moved = np.flatnonzero(np.any(after != before, axis=1))
     drawn = np.unique(first_step.users)

@@ -37,9 +37,9 @@ def check_same(results, expected):
 
 
 def test_seeds_together_come_out_as_each_alone(short_trainer, alone):
-    compiled = train_epoch_together._cache_size()
+    compiled = train_epoch_together._cache_size()  # pyright: ignore
     results = short_trainer.run_together(SEEDS, progress=False)
-    assert train_epoch_together._cache_size() == compiled + 1
+    assert train_epoch_together._cache_size() == compiled + 1  # pyright: ignore
     check_same(results, alone)
     # The seeds do differ.
     assert not np.allclose(results[0].losses, results[1].losses, rtol=1e-4)
