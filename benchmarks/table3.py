@@ -15,6 +15,7 @@ plain backbones are unpublished.
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import sys
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import jax
 from harness import RESULTS, load
 
-from sevo_jax.training import RECIPES, Trainer, has_checkpoint
+from sevo_jax.training import RECIPES, RunResult, Trainer, has_checkpoint
 from sevo_jax.training.compare import METRICS, Spread, paired_difference
 from sevo_jax.training.mesh import cpu_devices, make_mesh
 
@@ -56,43 +57,72 @@ class Run(NamedTuple):
         return FOLDER / f"{self.name}.json"
 
 
-def runs(seeds: list[int]) -> Iterator[Run]:
-    """All runs, a first seed of everything before the second of anything."""
-    for seed in seeds:
-        for dataset in DATASETS:
-            for backbone in BACKBONES:
-                yield Run(backbone, dataset, "sevo_adamw", seed)
-                if backbone != "mf-bpr-ii":  # The graph makes no difference to AdamW.
-                    yield Run(backbone, dataset, "adamw", seed)
+def runs(seeds: list[int]) -> Iterator[list[Run]]:
+    """All runs, in groups that train together: on an accelerator the seeds of a cell.
+
+    On a CPU each by itself, a first seed of everything before the second of anything.
+    """
+    cells = [
+        (backbone, dataset, optimizer)
+        for dataset in DATASETS
+        for backbone in BACKBONES
+        for optimizer in ("sevo_adamw", "adamw")
+        # The graph makes no difference to AdamW.
+        if (backbone, optimizer) != ("mf-bpr-ii", "adamw")
+    ]
+    if jax.default_backend() == "cpu":
+        yield from ([Run(*cell, seed)] for seed in seeds for cell in cells)
+    else:
+        yield from ([Run(*cell, seed) for seed in seeds] for cell in cells)
 
 
-def train(run: Run, work: Path) -> None:
-    """Trains one run, or goes on with it, unless another process is at it."""
+def train(group: list[Run], work: Path) -> None:
+    """Trains runs of one cell, or goes on with them, unless another process is at it.
+
+    On an accelerator all of them at once.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / f"{run.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with contextlib.ExitStack() as stack:
+        mine = [run for run in group if _claim(stack, work / f"{run.name}.lock")]
+        mine = [run for run in mine if not run.result.exists()]
+        if not mine:
             return
-        if run.result.exists():
-            return
-        recipe = RECIPES[run.recipe].with_optimizer(run.optimizer)
+        recipe = RECIPES[mine[0].recipe].with_optimizer(mine[0].optimizer)
         on_cpu = jax.default_backend() == "cpu"
         mesh = make_mesh(jax.device_count() if on_cpu else 1)
-        folder = work / run.name
-        result = Trainer(recipe, load(run.dataset), mesh=mesh).run(
-            seed=run.seed,
-            output=folder,
-            resume=has_checkpoint(folder),
-            label=run.name,
-        )
-        values = result.to_dict()
-        history = values.pop("history")
-        values["valid NDCG@10"] = {
-            each["epoch"]: each["valid"]["NDCG@10"] for each in history
-        }
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        run.result.write_text(json.dumps(values, indent=1) + "\n")
+        trainer = Trainer(recipe, load(mine[0].dataset), mesh=mesh)
+        for resume in (True, False):
+            chosen = [run for run in mine if has_checkpoint(work / run.name) == resume]
+            if not chosen:
+                continue
+            print(*(run.name for run in chosen), file=sys.stderr, flush=True)
+            results = trainer.run_together(
+                [run.seed for run in chosen],
+                outputs=[work / run.name for run in chosen],
+                resume=resume,
+                label=f"{chosen[0].name}{' and more' * (len(chosen) > 1)}",
+            )
+            for run, result in zip(chosen, results, strict=True):
+                _write(run, result)
+
+
+def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
+    """Whether nobody else holds the lock, which `stack` gives back."""
+    lock = stack.enter_context(open(path, "w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(run: Run, result: RunResult) -> None:
+    values = result.to_dict()
+    values["valid NDCG@10"] = {
+        each["epoch"]: each["valid"]["NDCG@10"] for each in values.pop("history")
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    run.result.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def table() -> str:
@@ -186,10 +216,9 @@ def main() -> None:
         print(table())
         return
     jax.config.update("jax_num_cpu_devices", cpu_devices())
-    for run in runs(options.seeds):
-        if run.name.startswith(tuple(options.only)) and not run.result.exists():
-            print(run.name, file=sys.stderr, flush=True)
-            train(run, options.work)
+    for group in runs(options.seeds):
+        wanted = [run for run in group if run.name.startswith(tuple(options.only))]
+        train([run for run in wanted if not run.result.exists()], options.work)
 
 
 if __name__ == "__main__":
