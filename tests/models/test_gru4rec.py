@@ -11,7 +11,7 @@ from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.data.packing import left_pad
-from sevo_jax.data.prefixes import PrefixBatch
+from sevo_jax.data.prefixes import PrefixBatch, Sampling
 from sevo_jax.models import MODELS, layers
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig, recur
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
@@ -108,7 +108,7 @@ def with_params(model, params):
     return nnx.merge(graphdef, state)
 
 
-def make(sampling="sequence", dropout=0.0, train=None, batch_size=1000):
+def make(sampling: Sampling = "sequence", dropout=0.0, train=None, batch_size=1000):
     """A model of unequal widths, a train set and the model's first epoch of it."""
     train = random_train() if train is None else train
     config = GRU4RecConfig(MAX_LEN, 6, 8, dropout, sampling)
@@ -220,8 +220,7 @@ def test_states_start_anew_where_they_are_told_to():
         jnp.asarray(rng.normal(size=size), jnp.float32)
         for size in ((7, 1, 12), (4, 12))
     )
-    starts = np.zeros((7, 1), bool)
-    starts[3] = True
+    starts = jnp.zeros((7, 1), bool).at[3].set(True)
     states = recur(projected, starts, kernel)
     for part in (slice(0, 3), slice(3, 7)):
         alone = recur(projected[part], starts[part], kernel)
