@@ -24,7 +24,8 @@ def cross_entropy(
     """Returns `-sum_i weights_i log softmax(table @ features_i + bias)[labels_i]`.
 
     Logits are made a block of rows at a time and used up at once, for the loss and its
-    gradients: `m * n` numbers are neither kept nor computed twice.
+    gradients: `m * n` numbers are neither kept nor computed twice. Rows without weight
+    that stand behind all others cost next to nothing.
 
     Args:
         features: What to classify.
@@ -65,41 +66,46 @@ cross_entropy.defvjp(_loss_and_gradients, _backward)
 
 def _by_blocks(features, table, bias, labels, weights, *, most_logits):
     """The loss, and its gradients with respect to features, table and bias."""
-    num_rows, width = features.shape
+    num_rows = len(labels)
     num_blocks = -(-num_rows * len(table) // most_logits)
     size = -(-num_rows // num_blocks)
+    # What fills the last block up has weight 0.
     missing = num_blocks * size - num_rows
+    features = jnp.pad(features, ((0, missing), (0, 0)))
+    labels, weights = (jnp.pad(x, (0, missing)) for x in (labels, weights))
+    weighted = weights[:, None] * features
 
-    def blocks(x):
-        # What fills the last block up has weight 0.
-        x = jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
-        return x.reshape(num_blocks, size, *x.shape[1:])
-
-    def step(gradients, block):
-        features, labels, weights = block
-        logits = features @ table.T + bias
+    def add_block(index, sums):
+        loss, d_features, d_table, d_bias = sums
+        start = index * size
+        x, own, weight, weighted_x = (
+            lax.dynamic_slice_in_dim(rows, start, size)
+            for rows in (features, labels, weights, weighted)
+        )
+        logits = x @ table.T + bias
         highest = jnp.max(logits, axis=1)
         exponentials = jnp.exp(logits - highest[:, None])
-        sums = jnp.sum(exponentials, axis=1)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        losses = weights * (highest - own + jnp.log(sums))
+        totals = jnp.sum(exponentials, axis=1)
+        own_logits = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
+        loss += jnp.sum(weight * (highest + jnp.log(totals) - own_logits))
 
-        # Of the softmax part; what the labels add is in the initial values.
-        scales = weights / sums
-        d_table, d_bias = gradients
-        d_table += exponentials.T @ (scales[:, None] * features)
-        d_bias += scales @ exponentials
-        d_features = scales[:, None] * (exponentials @ table)
-        return (d_table, d_bias), (jnp.sum(losses), d_features)
+        scale = weight / totals
+        d_x = scale[:, None] * (exponentials @ table) - weight[:, None] * table[own]
+        d_features = lax.dynamic_update_slice_in_dim(d_features, d_x, start, 0)
+        d_table += exponentials.T @ (weighted_x / totals[:, None])
+        d_bias += scale @ exponentials
+        return loss, d_features, d_table, d_bias
 
-    weighted = weights[:, None] * features
     initial = (
+        jnp.zeros((), features.dtype),
+        jnp.zeros_like(features),
+        # What the labels add; the blocks add what the softmax does.
         jnp.zeros_like(table).at[labels].add(-weighted),
         jnp.zeros_like(bias).at[labels].add(-weights),
     )
-    (d_table, d_bias), (losses, d_features) = lax.scan(
-        step, initial, (blocks(features), blocks(labels), blocks(weights))
+    # Rows without weight, if they stand at the end, are not worth a block.
+    num_used = jnp.max(jnp.where(weights != 0, jnp.arange(len(weights)) + 1, 0))
+    loss, d_features, d_table, d_bias = lax.fori_loop(
+        0, -(-num_used // size), add_block, initial
     )
-    d_features = d_features.reshape(-1, width)[:num_rows]
-    d_features -= weights[:, None] * table[labels]
-    return jnp.sum(losses), (d_features, d_table, d_bias)
+    return loss, (d_features[:num_rows], d_table, d_bias)

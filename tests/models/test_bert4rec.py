@@ -11,11 +11,18 @@ from flax import nnx
 from scipy import special, stats
 
 import sevo_jax as sevo
-from sevo_jax.data import Sequences
+from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.data.masking import MaskedBatch
 from sevo_jax.data.packing import left_pad
 from sevo_jax.models import MODELS
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
+from sevo_jax.training import (
+    GraphConfig,
+    OptimizerConfig,
+    Recipe,
+    Trainer,
+    find_recipe,
+)
 
 NUM_ITEMS = 40
 MAX_LEN = 10
@@ -387,6 +394,67 @@ def test_both_tables_are_smoothed_each_by_itself():
             np.testing.assert_allclose(after[name], expected, rtol=1e-6)
         else:
             jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+
+
+def test_training_learns():
+    recipe = Recipe(
+        model="bert4rec",
+        architecture=BERT4RecConfig(max_len=12, width=16, num_blocks=1),
+        optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.01, b2=0.95),
+        graph=GraphConfig(max_len=12),
+        batch_size=64,
+        epochs=20,
+        eval_every=10,
+    )
+    # Users walk a ring of 40 items from somewhere on it.
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(300), 8)
+    items = (rng.integers(40, size=300)[:, None] + np.arange(8)) % 40
+    log = InteractionLog.from_columns(users, items.ravel(), name="ring")
+    result = Trainer(recipe, leave_one_out(log)).run(progress=False)
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    assert result.losses[0] < 1.2 * math.log(42)
+    # By chance, 10 of the 33 items that a user has not seen.
+    assert result.test["HR@10"] > 0.6
+    assert result.best_epoch > 0
+
+
+@pytest.mark.parametrize(
+    "name, learning_rate, dropout, mask_prob, b2, max_len, graph_max_len",
+    [
+        ("beauty", 5e-4, 0.2, 0.5, 0.95, 50, 50),
+        ("toys", 1e-3, 0.1, 0.5, 0.95, 50, 50),
+        ("tools", 1e-3, 0.3, 0.4, 0.95, 50, 50),
+        ("ml-1m", 1e-3, 0.1, 0.2, 0.999, 200, 10),
+    ],
+)
+def test_recipes_of_the_paper(
+    name, learning_rate, dropout, mask_prob, b2, max_len, graph_max_len
+):
+    assert find_recipe(f"bert4rec-{name}") == Recipe(
+        model="bert4rec",
+        architecture=BERT4RecConfig(
+            max_len=max_len,
+            width=64,
+            num_heads=4,
+            num_blocks=2,
+            dropout=dropout,
+            mask_prob=mask_prob,
+        ),
+        optimizer=OptimizerConfig(
+            name="sevo_adamw",
+            learning_rate=learning_rate,
+            weight_decay=0.1,
+            b1=0.9,
+            b2=b2,
+            beta=0.99,
+            num_layers=3,
+        ),
+        graph=GraphConfig(max_len=graph_max_len, keep="last", max_hop=1),
+        batch_size=256,
+        epochs=500,
+        eval_every=5,
+    )
 
 
 @pytest.mark.parametrize(
