@@ -103,15 +103,21 @@ class Attention(nnx.Module):
         config = self.config
         rows, cells, width = mean.shape
         propagate = config.propagate_mean
-        means = self._heads(self.mean_in, mean, 3 if propagate else 2)
-        deviations = deviation(self._heads(self.covariance_in, covariance, 3))
-        queries, keys = jnp.concatenate([means[:2], deviations[:2]], axis=-1)
+        # Heads part by part: slices of an array of all parts take half as long again.
+        means = _project(self.mean_in, mean, 3 if propagate else 2)
+        means = [self._heads(part) for part in means]
+        deviations = _project(self.covariance_in, covariance, 3)
+        deviations = [self._heads(deviation(part)) for part in deviations]
+        queries, keys = (
+            jnp.concatenate([means[part], deviations[part]], axis=-1)
+            for part in range(2)
+        )
 
         # The square of the query is the same for all keys: the softmax drops it.
-        scores = 2 * jnp.einsum("nqd,nkd->nqk", queries, keys)
-        scores -= jnp.sum(jnp.square(keys), axis=-1)[:, None]
+        scale = 1 / math.sqrt(width // config.num_heads)
+        scores = jnp.einsum("nqd,nkd->nqk", 2 * scale * queries, keys)
+        scores -= scale * jnp.sum(jnp.square(keys), axis=-1)[:, None]
         scores = scores.reshape(rows, config.num_heads, cells, cells)
-        scores *= 1 / math.sqrt(width // config.num_heads)
         weights = jax.nn.softmax(jnp.where(visible[:, None], scores, _MASKED))
         weights = layers.dropout(weights, config.attention_dropout, key)
         weights = weights.reshape(-1, cells, cells)
@@ -121,21 +127,20 @@ class Attention(nnx.Module):
             mixed = mixed.reshape(rows, config.num_heads, cells, -1).swapaxes(1, 2)
             return out(mixed.reshape(rows, cells, width))
 
-        attended = mix(weights, means[2], self.mean_out) if propagate else None
+        attended_mean = mix(weights, means[2], self.mean_out) if propagate else None
         values = jnp.square(deviations[2])
-        return attended, mix(jnp.square(weights), values, self.covariance_out)
+        return attended_mean, mix(jnp.square(weights), values, self.covariance_out)
 
-    def _heads(self, linear, x, num_parts):
-        """Projects to the first parts, `[parts, rows * heads, cells, width / heads]`.
+    def _heads(self, x):
+        """Returns `[rows * heads, cells, width / heads]`.
 
         Products with one batch axis are several times faster on CPU than with two, so
         a head counts as a row.
         """
         rows, cells, width = x.shape
-        kernel, bias = linear.kernel[...], linear.bias[...]
-        x = x @ kernel[:, : num_parts * width] + bias[: num_parts * width]
-        x = x.reshape(rows, cells, num_parts, self.config.num_heads, -1)
-        return x.transpose(2, 0, 3, 1, 4).reshape(num_parts, -1, cells, x.shape[-1])
+        num_heads = self.config.num_heads
+        x = x.reshape(rows, cells, num_heads, -1).swapaxes(1, 2)
+        return x.reshape(rows * num_heads, cells, -1)
 
 
 class FeedForward(nnx.Module):
@@ -351,6 +356,13 @@ def deviation(raw: Float[Array, "..."]) -> Float[Array, "..."]:
     # Each branch gets arguments of its own side alone: its derivative is finite there.
     root = jnp.sqrt(1 + jnp.where(positive, raw, 0))
     return jnp.where(positive, root, jnp.exp(jnp.where(positive, 0, raw) / 2))
+
+
+def _project(linear, x, num_parts):
+    """Returns the first parts, each as wide as `x`, of what a linear gives."""
+    width = num_parts * x.shape[-1]
+    y = x @ linear.kernel[:, :width] + linear.bias[:width]
+    return jnp.split(y, num_parts, axis=-1)
 
 
 def _covariance(raw):
