@@ -2,7 +2,9 @@
 
 from sevo_jax.data.filtering import k_core
 from sevo_jax.data.log import InteractionLog
+from sevo_jax.data.masking import MaskedBatch, MaskedEpochs
 from sevo_jax.data.packing import PackedBatch, PackedEpochs, left_pad
+from sevo_jax.data.prefixes import PrefixBatch, PrefixEpochs
 from sevo_jax.data.readers import read
 from sevo_jax.data.samplers import NegativeSampler
 from sevo_jax.data.sequences import Sequences
@@ -15,9 +17,13 @@ from sevo_jax.data.writers import write
 __all__ = [
     "InteractionLog",
     "LeaveOneOut",
+    "MaskedBatch",
+    "MaskedEpochs",
     "NegativeSampler",
     "PackedBatch",
     "PackedEpochs",
+    "PrefixBatch",
+    "PrefixEpochs",
     "Sequences",
     "Statistics",
     "TripletBatch",

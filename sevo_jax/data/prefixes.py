@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sevo_jax.data.packing import pack
+from sevo_jax.data.packing import pack, round_up
 from sevo_jax.data.samplers import NegativeSampler
 from sevo_jax.data.sequences import Sequences
 
@@ -163,7 +163,9 @@ class PrefixEpochs:
 
         placed = [pack(lengths[runs], self.max_len) for runs in steps]
         most = max(used for _, _, used in placed)
-        num_rows = self.num_rows if most <= self.num_rows else _round_up(most)
+        num_rows = (
+            self.num_rows if most <= self.num_rows else round_up(most, _ROW_MULTIPLE)
+        )
         starts = np.concatenate(
             [row * self.max_len + column for row, column, _ in placed]
         )
@@ -199,7 +201,7 @@ class PrefixEpochs:
         spread = np.std(self._lengths - share * self._counts)
         num_runs = self.num_targets / self._counts.mean()
         cells = share * self.num_targets + 5 * spread * np.sqrt(num_runs)
-        return _round_up(int(np.ceil(cells / self.max_len)))
+        return round_up(int(np.ceil(cells / self.max_len)), _ROW_MULTIPLE)
 
 
 def _prefixes(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
@@ -231,7 +233,3 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers `start..start + length - 1`, of range after range."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-
-
-def _round_up(rows: int) -> int:
-    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
