@@ -45,13 +45,10 @@ def cross_entropy(
     return _loss_and_gradients(features, table, bias, labels, weights)[0]
 
 
-def _loss_and_gradients(features, table, bias, labels, weights):
+def _loss_and_gradients(*arrays):
     return lax.platform_dependent(
-        features,
-        table,
-        bias,
-        labels,
-        weights,
+        # Outside jit they may be NumPy's, which no tracer can index.
+        *map(jnp.asarray, arrays),
         cpu=partial(_by_blocks, most_logits=_CPU_LOGITS),
         default=partial(_by_blocks, most_logits=_DEVICE_LOGITS),
     )
