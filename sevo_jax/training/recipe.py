@@ -267,8 +267,8 @@ RECIPES: dict[str, Recipe] = {
         architecture=GRU4RecConfig(max_len=20),
         optimizer=OptimizerConfig(learning_rate=3e-3),
         graph=GraphConfig(max_len=20),
-        batch_size=512,
-        epochs=30,
+        batch_size=256,
+        epochs=50,
     ),
 }
 """The hyper-parameters of the paper's runs by `<model>-<dataset>`;
