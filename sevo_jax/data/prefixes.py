@@ -53,12 +53,12 @@ class PrefixEpochs:
       target falls, so that a step has about `batch_size` targets: up to a run more or
       fewer, and the last one what is left.
 
-    A run has at most `max_len` cells. Of a user with more than `max_len` targets, the first run
-    has the first `max_len` targets. Each further run takes up the next ones, and reads
-    the `max_len // 2` items before the first input it has a loss at, to warm up. So a
-    prefix of up to `max_len` items is read whole, as it is by itself; of a longer one
-    the last `max_len // 2 + 1` to `max_len` items are read, where `"prefix"` reads the
-    last `max_len`.
+    A run has at most `max_len` cells. Of a user with more than `max_len` targets, the
+    first run has the first `max_len` targets. Each further run takes up the next ones,
+    and reads the `max_len // 2` items before the first input it has a loss at, to warm
+    up. So a prefix of up to `max_len` items is read whole, as it is by itself; of a
+    longer one the last `max_len // 2 + 1` to `max_len` items are read, where `"prefix"`
+    reads the last `max_len`.
 
     Steps share one number of rows and of targets, from epoch to epoch too, except where
     a draw needs more rows, which is rare. `epochs[e]` depends on the arguments and `e`
@@ -137,8 +137,8 @@ class PrefixEpochs:
         self.seed = seed
         self.item_offset = item_offset
         self.sampler = NegativeSampler(train, num_items)
-        # No run is longer than a step, so one ends in each, and none is empty. The first
-        # of a step's runs may have begun in the step before.
+        # No run is longer than a step, so one ends in each, and none is empty. The
+        # first of a step's runs may have begun in the step before.
         total = int(self._counts.sum())
         self.num_steps = -(-total // batch_size)
         self.num_targets = min(batch_size + longest - 1, total)
