@@ -86,7 +86,7 @@ class PrefixEpochs:
         ([1, 2, 3, 4, 0, 0], [2, 3, 4, 5])
         >>> step = PrefixEpochs(train, 9, sampling="prefix", **options)[0]
         >>> step.inputs[0, :2].tolist(), sorted(step.targets[0].tolist())
-        ([[1, 2, 3, 4, 1, 0], [1, 2, 3, 1, 2, 0]], [2, 3, 4, 5])
+        ([[1, 2, 3, 4, 1, 2], [1, 2, 3, 1, 0, 0]], [2, 3, 4, 5])
     """
 
     def __init__(
