@@ -51,18 +51,18 @@ class PrefixEpochs:
     - `"sequence"`: all those of a user together, as one run. An epoch is a fresh
       permutation of the runs, and a run goes wholly to the step in which its last
       target falls, so that a step has about `batch_size` targets: up to a run more or
-      fewer.
+      fewer, and the last one what is left.
 
-    A run has `max_len` cells. Of a user with more than `max_len` targets, the first run
-    has the first `max_len` targets. Each further run takes up the next ones, and reads
-    the `max_len // 2` items before the first input it has a loss at, to warm up. So a
-    prefix of up to `max_len` items is read whole, as it is by itself; of a longer one
-    the last `max_len // 2 + 1` to `max_len` items are read, where `"prefix"` reads the
-    last `max_len`.
+    A run has at most `max_len` cells. Of a user with more than `max_len` targets, the
+    first run has the first `max_len` targets. Each further run takes up the next ones,
+    and reads the `max_len // 2` items before the first input it has a loss at, to warm
+    up. So a prefix of up to `max_len` items is read whole, as it is by itself; of a
+    longer one the last `max_len // 2 + 1` to `max_len` items are read, where `"prefix"`
+    reads the last `max_len`.
 
     Steps share one number of rows and of targets, from epoch to epoch too, except where
-    a draw needs more rows (about one epoch in ten thousand). `epochs[e]` depends on the
-    arguments and `e` alone.
+    a draw needs more rows, which is rare. `epochs[e]` depends on the arguments and `e`
+    alone.
 
     Args:
         train: Train items of each user, `0..num_items-1`. Users with fewer than two
@@ -86,7 +86,7 @@ class PrefixEpochs:
         ([1, 2, 3, 4, 0, 0], [2, 3, 4, 5])
         >>> step = PrefixEpochs(train, 9, sampling="prefix", **options)[0]
         >>> step.inputs[0, :2].tolist(), sorted(step.targets[0].tolist())
-        ([[1, 2, 3, 4, 1, 0], [1, 2, 3, 1, 2, 0]], [2, 3, 4, 5])
+        ([[1, 2, 3, 4, 1, 2], [1, 2, 3, 1, 0, 0]], [2, 3, 4, 5])
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class PrefixEpochs:
         self.seed = seed
         self.item_offset = item_offset
         self.sampler = NegativeSampler(train, num_items)
-        # Each step has the end of a run in it, so none is empty; the first of its runs
-        # may have begun before it.
+        # No run is longer than a step, so one ends in each, and none is empty. The
+        # first of a step's runs may have begun in the step before.
         total = int(self._counts.sum())
         self.num_steps = -(-total // batch_size)
         self.num_targets = min(batch_size + longest - 1, total)
