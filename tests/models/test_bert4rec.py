@@ -1,6 +1,7 @@
 """BERT4Rec against the padded model of its definition."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -229,8 +230,8 @@ def test_only_what_stands_beside_something_hidden_gets_a_gradient(compiled):
     _, gradients = loss_and_grad(perturbed(model), batch, jax.random.key(0))
     touched = np.flatnonzero(np.any(gradients["item_embedding"] != 0, axis=1))
     frames, labels = unpack(batch)
-    hiding = labels.any(axis=1)
-    assert 0 < hiding.sum() < len(hiding), "some users have nothing hidden"
+    hiding = np.flatnonzero(labels.any(axis=1))
+    assert 0 < len(hiding) < len(labels), "some users have nothing hidden"
     distinct = np.unique(frames[hiding])
     assert distinct[:2].tolist() == [0, 1] and 15 < len(distinct) < NUM_ITEMS + 2
     # The mask too, but not the padding.
@@ -382,7 +383,7 @@ def test_features_under_dropout_have_the_distribution_of_the_padded_ones():
     def padded(key):
         return plain(params, model.config, frames, dropout_at(0.4, key))[:, -3:]
 
-    ours, theirs = draw(packed, 8000), draw(padded, 8000)
+    ours, theirs = draw(packed, 4000), draw(padded, 4000)
     for power in (1, 2):
         assert np.abs(deviations_between(ours**power, theirs**power)).max() < 4.8
 
@@ -392,18 +393,17 @@ def test_both_tables_are_smoothed_each_by_itself():
     graph = sevo.graphs.cooccurrence(
         random_train(20, longest=8), NUM_ITEMS, item_offset=BERT4Rec.item_offset
     )
-    params = nnx.state(model)
+    params = nnx.to_pure_dict(nnx.state(model))
     transform = sevo.scale_by_sevo(
         {name: graph for name in BERT4Rec.smoothed["item-item"]}, beta=0.9
     )
-    updates, _ = transform.update(params, transform.init(params))
-    before, after = nnx.to_pure_dict(params), nnx.to_pure_dict(updates)
-    for name in before:
+    updates: Any = transform.update(params, transform.init(params))[0]
+    for name in params:
         if name in ("item_embedding", "output_embedding"):
-            expected = sevo.smoothing.neumann(graph, before[name], 0.9, 3)
-            np.testing.assert_allclose(after[name], expected, rtol=1e-6)
+            expected = sevo.smoothing.neumann(graph, params[name], 0.9, 3)
+            np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
         else:
-            jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+            jax.tree.map(np.testing.assert_array_equal, updates[name], params[name])
 
 
 def test_training_learns():
