@@ -68,12 +68,12 @@ def test_loss_and_gradients_are_those_defined(dtype):
 
 
 def test_the_gradient_of_a_multiple_is_that_multiple(x64):
-    features, table, bias, labels, weights = problem()
+    features, table, bias, labels, weights = map(jnp.asarray, problem())
 
     def squared(table):
         return cross_entropy(features, table, bias, labels, weights) ** 2
 
-    loss, (_, gradient, _) = literal(features, table, bias, labels, weights)
+    loss, (_, gradient, _) = literal(*problem())
     np.testing.assert_allclose(jax.grad(squared)(table), 2 * loss * gradient, 1e-10)
 
 
@@ -88,9 +88,9 @@ def test_large_logits_stay_exact():
 
 
 def test_without_weight_all_is_zero():
-    features, table, bias, labels, weights = problem()
+    features, table, bias, labels, weights = map(jnp.asarray, problem())
     loss, gradients = value_and_gradients(
-        features, table, bias, labels, np.zeros_like(weights)
+        features, table, bias, labels, jnp.zeros_like(weights)
     )
     assert loss == 0
     assert all((leaf == 0).all() for leaf in gradients)
