@@ -10,20 +10,15 @@ turns, three epochs at a time; the first turn, which compiles, is not counted. W
 import dataclasses
 import statistics
 
-import jax
 from harness import load, save
 
 from sevo_jax.training import RECIPES, Trainer
-from sevo_jax.training.mesh import cpu_devices, make_mesh
 
 BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
 TURNS = 2
 
 
 def main() -> None:
-    jax.config.update("jax_num_cpu_devices", cpu_devices())
-    on_cpu = jax.default_backend() == "cpu"
-    mesh = make_mesh(jax.device_count() if on_cpu else 1)
     split = load("beauty")
     results = {}
     print(f"{'':10} {'AdamW s':>8} {'SEvo s':>8} {'SEvo costs':>11}")
@@ -31,7 +26,7 @@ def main() -> None:
         recipe = RECIPES[f"{backbone}-beauty"]
         recipe = dataclasses.replace(recipe, epochs=3, eval_every=3)
         trainers = {
-            name: Trainer(recipe.with_optimizer(name), split, mesh=mesh)
+            name: Trainer(recipe.with_optimizer(name), split)
             for name in ("adamw", "sevo_adamw")
         }
         seconds = {name: [] for name in trainers}

@@ -28,7 +28,6 @@ from harness import RESULTS, load
 
 from sevo_jax.training import RECIPES, RunResult, Trainer, has_checkpoint
 from sevo_jax.training.compare import METRICS, Spread, paired_difference
-from sevo_jax.training.mesh import cpu_devices, make_mesh
 
 FOLDER = RESULTS / "table3"
 PAPER = json.loads((Path(__file__).parent / "paper_table3.json").read_text())
@@ -88,9 +87,7 @@ def train(group: list[Run], work: Path) -> None:
         if not mine:
             return
         recipe = RECIPES[mine[0].recipe].with_optimizer(mine[0].optimizer)
-        on_cpu = jax.default_backend() == "cpu"
-        mesh = make_mesh(jax.device_count() if on_cpu else 1)
-        trainer = Trainer(recipe, load(mine[0].dataset), mesh=mesh)
+        trainer = Trainer(recipe, load(mine[0].dataset))
         for resume in (True, False):
             chosen = [run for run in mine if has_checkpoint(work / run.name) == resume]
             if not chosen:
@@ -215,7 +212,6 @@ def main() -> None:
     if options.command == "table":
         print(table())
         return
-    jax.config.update("jax_num_cpu_devices", cpu_devices())
     for group in runs(options.seeds):
         wanted = [run for run in group if run.name.startswith(tuple(options.only))]
         train([run for run in wanted if not run.result.exists()], options.work)

@@ -34,16 +34,12 @@ from sevo_jax.evaluation import Evaluator
 from sevo_jax.models import SASRec
 from sevo_jax.training import RECIPES
 from sevo_jax.training.mesh import (
-    cpu_devices,
     make_mesh,
     row_sharding,
     split_batches,
     split_tables,
 )
 from sevo_jax.training.step import TrainState, step_key, train_epoch
-
-# As the command line does: a device for each processor, which share the batches.
-jax.config.update("jax_num_cpu_devices", cpu_devices())
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")
@@ -52,8 +48,8 @@ SPLIT = load("beauty")
 class Packed:
     """What ``sevo-jax train`` does for an epoch, the host's packing included."""
 
-    def __init__(self, optimizer: str, num_devices: int):
-        self.mesh = make_mesh(num_devices)
+    def __init__(self, optimizer: str):
+        self.mesh = make_mesh()
         config = RECIPE.optimizer
         model = SASRec(SPLIT.num_items, RECIPE.architecture, rngs=nnx.Rngs(0))
         adjacency = sevo.graphs.cooccurrence(
@@ -155,7 +151,7 @@ class Torch:
             batch_size=RECIPE.batch_size,
             shuffle=True,
         )
-        self.epochs = Packed("adamw", 1).epochs if tuned else None
+        self.epochs = Packed("adamw").epochs if tuned else None
         self.epoch = 0
 
     def batches(self):
@@ -194,11 +190,10 @@ class Torch:
 
 def candidate(name: str):
     optimizer = "sevo_adamw" if "SEvo" in name else "adamw"
-    num_devices = 1 if "one device" in name else cpu_devices()
     if name.startswith("packed"):
-        return Packed(optimizer, num_devices)
+        return Packed(optimizer)
     if name.startswith("padded"):
-        return Padded(optimizer, num_devices)
+        return Padded(optimizer)
     return Torch(tuned="tuned" in name)
 
 
@@ -206,8 +201,6 @@ BASELINE = "PyTorch, AdamW"
 NAMES = (
     "packed, AdamW",
     "packed, SEvo-AdamW",
-    "packed, AdamW, one device",
-    "packed, SEvo-AdamW, one device",
     "padded, AdamW",
     BASELINE,
     "PyTorch tuned, AdamW",

@@ -18,7 +18,7 @@ from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.models import MODELS
 from sevo_jax.training import RECIPES, GraphConfig, OptimizerConfig, Recipe, find_recipe
 from sevo_jax.training.logging import replace_text
-from sevo_jax.training.mesh import cpu_devices, make_mesh
+from sevo_jax.training.mesh import make_mesh
 
 _RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]
 _DATA_FILE = "data.json"
@@ -45,14 +45,13 @@ class RecipeOptions:
     ]
     eval_every: Annotated[int, option("Epochs from one validation to the next.")]
     mesh: Annotated[
-        tuple[int, int] | None,
+        tuple[int, int],
         option(
             "Devices to train on: over how many to split each batch, and over how many "
             "the width of the smoothed tables.",
             "DATA WIDTH",
-            "as many as a CPU has cores, for the batch; else one",
         ),
-    ] = None
+    ] = (1, 1)
     # Which model it is, and so the class, is known when the command line is read.
     architecture: tyro.conf.OmitArgPrefixes[object]
     optimizer: Any
@@ -70,15 +69,11 @@ class RecipeOptions:
         Raises:
           ValueError: if there are not as many.
         """
-        wanted = self.mesh or (cpu_devices(), 1)
         # Unless somebody has said how many, or JAX is in use and has its devices.
         if jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
             with contextlib.suppress(RuntimeError):
-                jax.config.update("jax_num_cpu_devices", math.prod(wanted))
-        if self.mesh is None:
-            on_cpu = jax.default_backend() == "cpu"
-            wanted = (min(wanted[0], jax.device_count()) if on_cpu else 1, 1)
-        return make_mesh(*wanted)
+                jax.config.update("jax_num_cpu_devices", math.prod(self.mesh))
+        return make_mesh(*self.mesh)
 
 
 def preset(args: Sequence[str]) -> tuple[str, Recipe]:

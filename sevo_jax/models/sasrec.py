@@ -65,20 +65,18 @@ class Layout(NamedTuple):
         num_pads: Left pads of a cell's user.
         visibility: What is added to the score of a query (second last axis) and a key
             (last axis): 0 for the query's own cell and the earlier ones of its
-            segment, `log(num_pads)` for the last key, which stands for all the left
-            pads, `-inf` for the rest.
+            segment, `-inf` for the rest.
     """
 
-    valid: Bool[Array, "rows cells"]
-    num_pads: Int[Array, "rows cells"]
-    visibility: Float[Array, "rows cells keys"]
+    valid: Bool[Array, "rows width"]
+    num_pads: Int[Array, "rows width"]
+    visibility: Float[Array, "rows width width"]
 
 
 def lay_out(segments, num_pads, dtype) -> Layout:
-    """Returns the `Layout` of packed rows, with one key more than cells."""
-    same = segments[:, :, None] == segments[:, None, :]
-    counts = [jnp.tril(same).astype(dtype), num_pads[..., None].astype(dtype)]
-    return Layout(segments > 0, num_pads, jnp.log(jnp.concatenate(counts, axis=-1)))
+    """Returns the `Layout` of packed rows."""
+    visible = jnp.tril(segments[:, :, None] == segments[:, None, :])
+    return Layout(segments > 0, num_pads, jnp.where(visible, 0, -jnp.inf).astype(dtype))
 
 
 class Attention(nnx.Module):
@@ -99,58 +97,57 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        queries: Float[Array, "rows cells width"],
-        x: Float[Array, "rows cells width"],
+        queries: Float[Array, "cells width"],
+        x: Float[Array, "cells width"],
         layout: Layout,
         key: jax.Array | None,
-    ) -> Float[Array, "rows cells width"]:
-        rows, cells, width = x.shape
-        num_heads = self.config.num_heads
+    ) -> Float[Array, "cells width"]:
+        width, num_heads = self.config.width, self.config.num_heads
+        rows = layout.valid.shape[0]
         kernel, bias = self.kernel_in[...], self.bias_in[...]
-
-        def heads(y):
-            # Products with one batch axis are several times faster on CPU than with
-            # two, so a head counts as a row.
-            y = y.reshape(rows, -1, num_heads, width // num_heads)
-            return y.swapaxes(1, 2).reshape(rows * num_heads, -1, width // num_heads)
-
-        # The left pads of a user are zero cells: one key and value for all of them.
-        with_pad = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
-        query = heads(queries @ kernel[:, :width] + bias[:width])
-        keys, values = jnp.split(
-            with_pad @ kernel[:, width:] + bias[width:], 2, axis=-1
+        query = queries @ kernel[:, :width] + bias[:width]
+        query *= 1 / math.sqrt(width // num_heads)
+        keys, values = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
+        query, keys, values = (
+            layers.split_heads(part, rows, num_heads) for part in (query, keys, values)
         )
+        scores = jnp.einsum("nqd,nkd->nqk", query, keys)
+        scores += jnp.repeat(layout.visibility, num_heads, axis=0)
 
-        scale = 1 / math.sqrt(width // num_heads)
-        scores = jnp.einsum("nqd,nkd->nqk", query * scale, heads(keys))
-        scores = scores.reshape(rows, num_heads, cells, cells + 1)
-        weights = jax.nn.softmax(scores + layout.visibility[:, None])
-        weights = self._dropout(weights, layout.num_pads, key)
-        weights = weights.reshape(rows * num_heads, cells, cells + 1)
-        mixed = jnp.einsum("nqk,nkd->nqd", weights, heads(values))
-        mixed = mixed.reshape(rows, num_heads, cells, -1).swapaxes(1, 2)
-        return self.project_out(mixed.reshape(rows, cells, width))
+        # The left pads of a user are zero cells: one key and value for all of them,
+        # the biases, and a weight for each.
+        pad_key, pad_value = (
+            jnp.tile(part.reshape(num_heads, 1, -1), (rows, 1, 1))
+            for part in jnp.split(bias[width:], 2)
+        )
+        num_pads = jnp.repeat(layout.num_pads, num_heads, axis=0)
+        pad_scores = jnp.sum(query * pad_key, axis=-1)
+        pad_scores += jnp.log(num_pads.astype(scores.dtype))
 
-    def _dropout(self, weights, num_pads, key):
-        """Drops weights `[rows, heads, cells, cells + 1]`, each pad for itself.
+        # A softmax whose sum divides the mixed values: fewer numbers than weights.
+        highest = jnp.maximum(jnp.max(scores, axis=-1), pad_scores)
+        highest = jax.lax.stop_gradient(highest)
+        weights = jnp.exp(scores - highest[..., None])
+        pad_weights = jnp.exp(pad_scores - highest)
+        total = jnp.sum(weights, axis=-1) + pad_weights
+        weights, pad_weights = self._dropout(weights, pad_weights, num_pads, key)
+        mixed = jnp.einsum("nqk,nkd->nqd", weights, values)
+        mixed = (mixed + pad_weights[..., None] * pad_value) / total[..., None]
+        return self.project_out(layers.merge_heads(mixed, rows))
+
+    def _dropout(self, weights, pad_weights, num_pads, key):
+        """Drops weights of cells, and each pad for itself.
 
         Of n pads, equal but for the draw, Binomial(n, 1 - rate) keep their weight.
         """
         rate = self.config.dropout
         if key is None or rate == 0:
-            return weights
+            return weights, pad_weights
         key, pads_key = jax.random.split(key)
-        num_pads = jnp.broadcast_to(num_pads[:, None], weights.shape[:-1])
         kept = sample_binomial(num_pads, 1 - rate, self.config.max_len, pads_key)
-        expected = (1 - rate) * jnp.maximum(num_pads, 1).astype(weights.dtype)
-        share = kept.astype(weights.dtype) / expected
-        return jnp.concatenate(
-            [
-                layers.dropout(weights[..., :-1], rate, key),
-                weights[..., -1:] * share[..., None],
-            ],
-            axis=-1,
-        )
+        share = kept / ((1 - rate) * jnp.maximum(num_pads, 1))
+        weights = layers.dropout(weights, rate, key)
+        return weights, pad_weights * share.astype(weights.dtype)
 
 
 class Block(nnx.Module):
@@ -170,16 +167,16 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "rows cells width"],
+        x: Float[Array, "cells width"],
         layout: Layout,
         key: jax.Array | None,
-    ) -> Float[Array, "rows cells width"]:
+    ) -> Float[Array, "cells width"]:
         keys = layers.split(key, 3)
         x += self.attention(self.attention_norm(x), x, layout, keys[0])
         y = self.feed_forward_norm(x)
         hidden = nnx.relu(layers.dropout(self.expand(y), self.dropout, keys[1]))
         y += layers.dropout(self.contract(hidden), self.dropout, keys[2])
-        return jnp.where(layout.valid[..., None], y, 0)
+        return jnp.where(layout.valid.reshape(-1, 1), y, 0)
 
 
 class SASRec(SequenceModel):
@@ -236,8 +233,9 @@ class SASRec(SequenceModel):
             batch: One step, fields `[rows, cells]`.
             rng: Key of the step's dropout; None trains without dropout.
         """
-        ids = jnp.stack([batch.inputs, batch.targets, batch.negatives])
-        inputs, targets, negatives = self.item_embedding[...][ids]
+        inputs, targets, negatives = layers.look_up(
+            self.item_embedding[...], batch.inputs, batch.targets, batch.negatives
+        )
         features = self._features(
             inputs, batch.segments, batch.positions, batch.num_pads, rng
         )
@@ -294,9 +292,10 @@ class SASRec(SequenceModel):
         x = math.sqrt(config.width) * embedded + self.position_embedding[...][positions]
         x = layers.dropout(x, config.dropout, keys[0])
         x = jnp.where(layout.valid[..., None], x, 0)
+        x = layers.flatten_cells(x)
         for block, key in zip(self.blocks, keys[1:], strict=True):
             x = block(x, layout, key)
-        return self.final_norm(x)
+        return self.final_norm(x).reshape(embedded.shape)
 
 
 def sample_binomial(

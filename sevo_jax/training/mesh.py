@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Collection
 from typing import Any
 
@@ -11,10 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-# Threads of one operation serve what processors a device has; a device for each of
-# many would spend its time on the sum of the gradients.
-_MOST_CPU_DEVICES = 8
 
 
 def make_mesh(data: int = 1, width: int = 1) -> Mesh:
@@ -47,12 +41,6 @@ def make_mesh(data: int = 1, width: int = 1) -> Mesh:
         )
     chosen = np.array(devices[: data * width]).reshape(data, width)
     return Mesh(chosen, ("data", "width"), axis_types=(AxisType.Auto,) * 2)
-
-
-def cpu_devices() -> int:
-    """How many devices to make of this machine's processors: a power of two."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return 2 ** int(math.log2(min(available, _MOST_CPU_DEVICES)))
 
 
 def split_batches(mesh: Mesh, batches: Any) -> Any:
