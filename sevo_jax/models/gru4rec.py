@@ -116,14 +116,12 @@ class GRU4Rec(SequenceModel):
             rng: Key of the step's dropout; None trains without dropout.
         """
         rows, cells = batch.inputs.shape
-        # One gather, for each costs a table of gradients; and cell by cell, as the
-        # recurrence reads it.
-        ids = jnp.concatenate(
-            [batch.inputs.T.reshape(-1), batch.targets, batch.negatives]
-        )
-        inputs, targets, negatives = jnp.split(
-            self.item_embedding[...][ids],
-            [rows * cells, rows * cells + batch.targets.size],
+        inputs, targets, negatives = layers.look_up(
+            self.item_embedding[...],
+            # Cell by cell, as the recurrence reads it.
+            batch.inputs.T.reshape(-1),
+            batch.targets,
+            batch.negatives,
         )
         inputs = layers.dropout(inputs, self.config.dropout, rng)
         states = self._states(inputs.reshape(cells, rows, -1), batch.starts.T)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.triplets import TripletBatch, TripletEpochs
+from sevo_jax.models import layers
 from sevo_jax.models.sequence import check_items
 
 
@@ -95,9 +96,10 @@ class MFBPR(nnx.Module):
         """
         del rng
         users = self.user_embedding[...][batch.users]
-        items = self.item_embedding[...]
-        difference = items[batch.negatives] - items[batch.positives]
-        losses = jax.nn.softplus(jnp.sum(users * difference, axis=-1))
+        negatives, positives = layers.look_up(
+            self.item_embedding[...], batch.negatives, batch.positives
+        )
+        losses = jax.nn.softplus(jnp.sum(users * (negatives - positives), axis=-1))
         return jnp.mean(losses, where=batch.valid)
 
     def score(self, inputs: Int[Array, "users 1"]) -> Float[Array, "users num_items"]:

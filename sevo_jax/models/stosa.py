@@ -92,55 +92,42 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        mean: Float[Array, "rows cells width"],
-        covariance: Float[Array, "rows cells width"],
-        visible: Bool[Array, "rows cells keys"],
+        mean: Float[Array, "cells width"],
+        covariance: Float[Array, "cells width"],
+        visible: Bool[Array, "rows row_cells row_cells"],
         key: jax.Array | None,
-    ) -> tuple[
-        Float[Array, "rows cells width"] | None, Float[Array, "rows cells width"]
-    ]:
+    ) -> tuple[Float[Array, "cells width"] | None, Float[Array, "cells width"]]:
         """Returns what is attended: the mean if it propagates, and the covariance."""
         config = self.config
-        rows, cells, width = mean.shape
+        rows, num_heads = len(visible), config.num_heads
         propagate = config.propagate_mean
         # Heads part by part: slices of an array of all parts take half as long again.
         means = _project(self.mean_in, mean, 3 if propagate else 2)
-        means = [self._heads(part) for part in means]
+        means = [layers.split_heads(part, rows, num_heads) for part in means]
         deviations = _project(self.covariance_in, covariance, 3)
-        deviations = [self._heads(deviation(part)) for part in deviations]
+        deviations = [
+            layers.split_heads(deviation(part), rows, num_heads) for part in deviations
+        ]
         queries, keys = (
             jnp.concatenate([means[part], deviations[part]], axis=-1)
             for part in range(2)
         )
 
         # The square of the query is the same for all keys: the softmax drops it.
-        scale = 1 / math.sqrt(width // config.num_heads)
+        scale = 1 / math.sqrt(config.width // num_heads)
         scores = jnp.einsum("nqd,nkd->nqk", 2 * scale * queries, keys)
         scores -= scale * jnp.sum(jnp.square(keys), axis=-1)[:, None]
-        scores = scores.reshape(rows, config.num_heads, cells, cells)
-        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, _MASKED))
+        visible = jnp.repeat(visible, num_heads, axis=0)
+        weights = jax.nn.softmax(jnp.where(visible, scores, _MASKED))
         weights = layers.dropout(weights, config.attention_dropout, key)
-        weights = weights.reshape(-1, cells, cells)
 
         def mix(weights, values, out):
             mixed = jnp.einsum("nqk,nkd->nqd", weights, values)
-            mixed = mixed.reshape(rows, config.num_heads, cells, -1).swapaxes(1, 2)
-            return out(mixed.reshape(rows, cells, width))
+            return out(layers.merge_heads(mixed, rows))
 
         attended_mean = mix(weights, means[2], self.mean_out) if propagate else None
         values = jnp.square(deviations[2])
         return attended_mean, mix(jnp.square(weights), values, self.covariance_out)
-
-    def _heads(self, x):
-        """Returns `[rows * heads, cells, width / heads]`.
-
-        Products with one batch axis are several times faster on CPU than with two, so
-        a head counts as a row.
-        """
-        rows, cells, width = x.shape
-        num_heads = self.config.num_heads
-        x = x.reshape(rows, cells, num_heads, -1).swapaxes(1, 2)
-        return x.reshape(rows * num_heads, cells, -1)
 
 
 class FeedForward(nnx.Module):
@@ -154,8 +141,8 @@ class FeedForward(nnx.Module):
         self.norm = _norm(width, rngs)
 
     def __call__(
-        self, x: Float[Array, "rows cells width"], key: jax.Array | None
-    ) -> Float[Array, "rows cells width"]:
+        self, x: Float[Array, "cells width"], key: jax.Array | None
+    ) -> Float[Array, "cells width"]:
         y = self.contract(jax.nn.elu(self.expand(x)))
         return self.norm(layers.dropout(y, self.dropout, key) + x)
 
@@ -172,11 +159,11 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        mean: Float[Array, "rows cells width"],
-        raw: Float[Array, "rows cells width"],
-        visible: Bool[Array, "rows cells keys"],
+        mean: Float[Array, "cells width"],
+        raw: Float[Array, "cells width"],
+        visible: Bool[Array, "rows row_cells row_cells"],
         key: jax.Array | None,
-    ) -> tuple[Float[Array, "rows cells width"], Float[Array, "rows cells width"]]:
+    ) -> tuple[Float[Array, "cells width"], Float[Array, "cells width"]]:
         """Returns the mean and the raw covariance after the block."""
         rate = self.config.hidden_dropout
         keys = layers.split(key, 5)
@@ -335,10 +322,11 @@ class STOSA(SequenceModel):
             ]
         )
         x = layers.dropout(self.input_norm(x), config.hidden_dropout, keys[0])
-        mean, raw = jax.nn.elu(x[0]), x[1]
+        mean, raw = map(layers.flatten_cells, (jax.nn.elu(x[0]), x[1]))
         for block, key in zip(self.blocks, keys[1:], strict=True):
             mean, raw = block(mean, raw, visible, key)
-        return jnp.concatenate([mean, deviation(raw)], axis=-1)
+        users = jnp.concatenate([mean, deviation(raw)], axis=-1)
+        return users.reshape(*inputs.shape, -1)
 
 
 def deviation(raw: Float[Array, "..."]) -> Float[Array, "..."]:

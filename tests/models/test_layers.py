@@ -60,3 +60,36 @@ def test_split_gives_distinct_keys_or_none():
 def test_fan_in_uniform_fills_the_bounds():
     values = layers.fan_in_uniform(16)(jax.random.key(0), (1000,))
     assert -0.25 <= values.min() < -0.24 and 0.24 < values.max() <= 0.25
+
+
+def test_gradients_of_look_ups_add_up_in_one_table():
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(7, 3)), jnp.float32)
+    # Row 6 is never looked up; rows come twice in one array and in both.
+    ids = jnp.array([[0, 2, 2], [5, 1, 0]]), jnp.array([2, 3, 4, 2])
+
+    def loss(look_up):
+        def value(table):
+            first, second = look_up(table)
+            return jnp.sum(jnp.sin(first)) + jnp.sum(jnp.square(second))
+
+        return jax.value_and_grad(value)(table)
+
+    value, gradient = loss(lambda table: layers.look_up(table, *ids))
+    plain_value, plain_gradient = loss(lambda table: [table[each] for each in ids])
+    assert value == plain_value
+    np.testing.assert_allclose(gradient, plain_gradient, rtol=1e-6)
+    assert (gradient[6] == 0).all() and (gradient[:6] != 0).all()
+
+
+def test_heads_are_split_within_rows_and_merged_again():
+    rows, width, num_heads, d_head = 2, 3, 4, 5
+    x = np.arange(rows * width * num_heads * d_head).reshape(rows * width, -1)
+    split = layers.split_heads(jnp.asarray(x), rows, num_heads)
+    for row in range(rows):
+        for head in range(num_heads):
+            expected = x[row * width : (row + 1) * width].reshape(width, num_heads, -1)
+            np.testing.assert_array_equal(
+                split[row * num_heads + head], expected[:, head]
+            )
+    np.testing.assert_array_equal(layers.merge_heads(split, rows), x)
