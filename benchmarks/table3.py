@@ -15,18 +15,15 @@ plain backbones are unpublished.
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-from harness import RESULTS, load
+from harness import RESULTS
+from jobs import Job, do
 
-from sevo_jax.training import RECIPES, RunResult, Trainer, has_checkpoint
+from sevo_jax.training import RECIPES
 from sevo_jax.training.compare import METRICS, Spread, paired_difference
 
 FOLDER = RESULTS / "table3"
@@ -35,28 +32,13 @@ BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
 DATASETS = ("beauty", "toys", "ml-1m", "tools")
 
 
-class Run(NamedTuple):
-    """One run: a recipe, with which optimizer, from which seed."""
-
-    backbone: str
-    dataset: str
-    optimizer: str
-    seed: int
-
-    @property
-    def recipe(self) -> str:
-        return f"{self.backbone}-{self.dataset}"
-
-    @property
-    def name(self) -> str:
-        return f"{self.recipe}-{self.optimizer}-seed{self.seed}"
-
-    @property
-    def result(self) -> Path:
-        return FOLDER / f"{self.name}.json"
+def job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
+    """The run of a cell of the table: the paper's recipe with that optimizer."""
+    recipe = RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer)
+    return Job(f"{backbone}-{dataset}-{optimizer}", recipe, dataset, seed, FOLDER)
 
 
-def runs(seeds: list[int]) -> Iterator[list[Run]]:
+def jobs(seeds: list[int]) -> Iterator[list[Job]]:
     """All runs, in groups that train together: on an accelerator the seeds of a cell.
 
     On a CPU each by itself, a first seed of everything before the second of anything.
@@ -70,56 +52,9 @@ def runs(seeds: list[int]) -> Iterator[list[Run]]:
         if (backbone, optimizer) != ("mf-bpr-ii", "adamw")
     ]
     if jax.default_backend() == "cpu":
-        yield from ([Run(*cell, seed)] for seed in seeds for cell in cells)
+        yield from ([job(*cell, seed)] for seed in seeds for cell in cells)
     else:
-        yield from ([Run(*cell, seed) for seed in seeds] for cell in cells)
-
-
-def train(group: list[Run], work: Path) -> None:
-    """Trains runs of one cell, or goes on with them, unless another process is at it.
-
-    On an accelerator all of them at once.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        mine = [run for run in group if _claim(stack, work / f"{run.name}.lock")]
-        mine = [run for run in mine if not run.result.exists()]
-        if not mine:
-            return
-        recipe = RECIPES[mine[0].recipe].with_optimizer(mine[0].optimizer)
-        trainer = Trainer(recipe, load(mine[0].dataset))
-        for resume in (True, False):
-            chosen = [run for run in mine if has_checkpoint(work / run.name) == resume]
-            if not chosen:
-                continue
-            print(*(run.name for run in chosen), file=sys.stderr, flush=True)
-            results = trainer.run_together(
-                [run.seed for run in chosen],
-                outputs=[work / run.name for run in chosen],
-                resume=resume,
-                label=f"{chosen[0].name}{' and more' * (len(chosen) > 1)}",
-            )
-            for run, result in zip(chosen, results, strict=True):
-                _write(run, result)
-
-
-def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
-    """Whether nobody else holds the lock, which `stack` gives back."""
-    lock = stack.enter_context(open(path, "w"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _write(run: Run, result: RunResult) -> None:
-    values = result.to_dict()
-    values["valid NDCG@10"] = {
-        each["epoch"]: each["valid"]["NDCG@10"] for each in values.pop("history")
-    }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    run.result.write_text(json.dumps(values, indent=1) + "\n")
+        yield from ([job(*cell, seed) for seed in seeds] for cell in cells)
 
 
 def table() -> str:
@@ -212,9 +147,9 @@ def main() -> None:
     if options.command == "table":
         print(table())
         return
-    for group in runs(options.seeds):
-        wanted = [run for run in group if run.name.startswith(tuple(options.only))]
-        train([run for run in wanted if not run.result.exists()], options.work)
+    for group in jobs(options.seeds):
+        wanted = tuple(options.only)
+        do([job for job in group if job.name.startswith(wanted)], options.work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""Runs to be done once each: resumable, one result file a run, side by side.
+
+Shared by the benchmarks that train to the end. Several processes may work on the same
+list (on parts of a machine's processors, say): none repeats or disturbs what another
+does, and what was stopped goes on from its last checkpoint.
+"""
+
+import contextlib
+import fcntl
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import load
+
+from sevo_jax.training import Recipe, RunResult, Trainer, has_checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+      name: of its result, without the seed.
+      recipe: what to run.
+      dataset: on what.
+      seed: from which seed.
+      folder: where the result goes.
+    """
+
+    name: str
+    recipe: Recipe
+    dataset: str
+    seed: int
+    folder: Path
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.full_name}.json"
+
+    def result(self) -> dict | None:
+        """What was written, None if the run is not done."""
+        return json.loads(self.path.read_text()) if self.path.exists() else None
+
+
+def do(jobs: Sequence[Job], work: Path, *, test: bool = True) -> None:
+    """Does those of `jobs` that are not done and that nobody is at.
+
+    Args:
+      jobs: of one recipe and dataset, different seeds; on an accelerator they train
+        all at once.
+      work: folder for checkpoints and locks.
+      test: whether the results hold test metrics. A search has no use for them.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        mine = [job for job in jobs if not job.path.exists()]
+        mine = [job for job in mine if _claim(stack, work / f"{job.full_name}.lock")]
+        # Another process may have finished one between the two looks.
+        mine = [job for job in mine if not job.path.exists()]
+        if not mine:
+            return
+        trainer = Trainer(mine[0].recipe, load(mine[0].dataset))
+        for resume in (True, False):
+            chosen = [
+                job for job in mine if has_checkpoint(work / job.full_name) == resume
+            ]
+            if not chosen:
+                continue
+            print(*(job.full_name for job in chosen), file=sys.stderr, flush=True)
+            results = trainer.run_together(
+                [job.seed for job in chosen],
+                outputs=[work / job.full_name for job in chosen],
+                resume=resume,
+                label=f"{chosen[0].full_name}{' and more' * (len(chosen) > 1)}",
+            )
+            for job, result in zip(chosen, results, strict=True):
+                _write(job, result, test)
+
+
+def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
+    """Whether nobody else holds the lock, which `stack` gives back."""
+    lock = stack.enter_context(open(path, "w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(job: Job, result: RunResult, test: bool) -> None:
+    values = result.to_dict()
+    if not test:
+        del values["test"]
+    values["valid NDCG@10"] = {
+        each["epoch"]: each["valid"]["NDCG@10"] for each in values.pop("history")
+    }
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.path.write_text(json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,196 @@
+"""A fair comparison: both optimizers with hyper-parameters chosen the same way.
+
+    python benchmarks/tuning.py run
+    python benchmarks/tuning.py run --only sasrec --seeds 0 1 2
+    python benchmarks/tuning.py table
+
+The paper does not publish the settings of its plain backbones, and its recipes were
+chosen for SEvo. Here each backbone is tuned on Beauty with AdamW and with SEvo-AdamW,
+with the same budget. The search starts from the recipe and changes one hyper-parameter
+after another, in the order of `GRID`, each time keeping the value with the best
+validation NDCG@10. A run of the search has a quarter of the recipe's epochs and the
+seed 0, and its test metrics are not even written down. What the search chooses is then
+trained for all epochs, from each seed.
+
+Runs are resumable and may be done side by side, as those of ``table3.py``; results go
+to ``results/tuning``. `table` prints what was chosen, and the test metrics beside those
+of the recipes (``results/table3``), as far as there are any.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+from harness import RESULTS
+from jobs import Job, do
+from table3 import job as recipe_job
+
+from sevo_jax.training import RECIPES, Recipe
+from sevo_jax.training.compare import Spread, paired_difference
+
+FOLDER = RESULTS / "tuning"
+DATASET = "beauty"
+BACKBONES = ("sasrec", "gru4rec", "mf-bpr-ii", "mf-bpr-ui", "stosa", "bert4rec")
+OPTIMIZERS = ("adamw", "sevo_adamw")
+GRID = {
+    "weight_decay": (0.01, 0.1, 0.5),
+    "dropout": (0.2, 0.4, 0.6),
+    "learning_rate": (5e-4, 1e-3, 5e-3),
+}
+SEARCH_SHARE = 4  # a search has one in so many of a recipe's epochs
+SELECTION = "NDCG@10"
+
+
+def value_of(recipe: Recipe, name: str) -> float | None:
+    """A hyper-parameter of `GRID`; None where the model has none of the name."""
+    if name != "dropout":
+        return getattr(recipe.optimizer, name)
+    return getattr(recipe.architecture, _dropout_field(recipe), None)
+
+
+def with_value(recipe: Recipe, name: str, value: float) -> Recipe:
+    """`recipe` with another value of a hyper-parameter."""
+    if name == "dropout":
+        part, changes = "architecture", {_dropout_field(recipe): value}
+    else:
+        part, changes = "optimizer", {name: value}
+    changed = dataclasses.replace(getattr(recipe, part), **changes)
+    return dataclasses.replace(recipe, **{part: changed})
+
+
+def _dropout_field(recipe: Recipe) -> str:
+    return "hidden_dropout" if recipe.model == "stosa" else "dropout"
+
+
+def describe(recipe: Recipe) -> str:
+    """The values of the grid's hyper-parameters, for people and file names."""
+    values = {name: value_of(recipe, name) for name in GRID}
+    short = {"weight_decay": "wd", "dropout": "drop", "learning_rate": "lr"}
+    return "-".join(
+        f"{short[name]}{value:g}" for name, value in values.items() if value is not None
+    )
+
+
+def search_job(backbone: str, recipe: Recipe) -> Job:
+    """A run of the search."""
+    short = dataclasses.replace(recipe, epochs=recipe.epochs // SEARCH_SHARE)
+    name = f"search-{backbone}-{recipe.optimizer.name}-{describe(recipe)}"
+    return Job(name, short, DATASET, 0, FOLDER)
+
+
+def final_job(backbone: str, recipe: Recipe, seed: int) -> Job:
+    """A run of what the search chose: the recipe's own, where it is the recipe."""
+    optimizer = recipe.optimizer.name
+    backbone = _of_one_graph(backbone, optimizer)
+    if recipe == RECIPES[f"{backbone}-{DATASET}"].with_optimizer(optimizer):
+        return recipe_job(backbone, DATASET, optimizer, seed)
+    name = f"{backbone}-{optimizer}-{describe(recipe)}"
+    return Job(name, recipe, DATASET, seed, FOLDER)
+
+
+def _of_one_graph(backbone: str, optimizer: str) -> str:
+    """Which graph makes no difference to AdamW: one of MF-BPR's serves both."""
+    return backbone.replace("-ii", "-ui") if optimizer == "adamw" else backbone
+
+
+def chosen(backbone: str, optimizer: str, work: Path | None = None) -> Recipe | None:
+    """What the search chooses; None if it is not done.
+
+    Args:
+      backbone: one of `BACKBONES`.
+      optimizer: one of `OPTIMIZERS`.
+      work: folder to do missing runs in; None does none.
+    """
+    backbone = _of_one_graph(backbone, optimizer)
+    best = RECIPES[f"{backbone}-{DATASET}"].with_optimizer(optimizer)
+    for name, values in GRID.items():
+        current = value_of(best, name)
+        if current is None:
+            continue
+        # The current value first: of equals, it stays.
+        candidates = [
+            with_value(best, name, value)
+            for value in (current, *(value for value in values if value != current))
+        ]
+        scores = []
+        for candidate in candidates:
+            job = search_job(backbone, candidate)
+            if work is not None:
+                do([job], work, test=False)
+            result = job.result()
+            if result is None:  # not done, or another process is at it
+                return None
+            scores.append(result["valid"][SELECTION])
+        best = candidates[scores.index(max(scores))]
+    return best
+
+
+def table() -> str:
+    """What was chosen and how it does, beside the recipe."""
+    lines = []
+    for backbone in BACKBONES:
+        lines.append(backbone)
+        finals = {}
+        for optimizer in OPTIMIZERS:
+            recipe = chosen(backbone, optimizer)
+            if recipe is None:
+                lines.append(f"  {optimizer:<12} search not done")
+                continue
+            finals[optimizer] = _test_metrics(
+                [final_job(backbone, recipe, seed) for seed in range(5)]
+            )
+            lines.append(
+                f"  {optimizer:<12} {describe(recipe):<28} "
+                f"test {SELECTION} {_spread(finals[optimizer])}"
+            )
+        if all(finals.get(optimizer) for optimizer in OPTIMIZERS):
+            shared = sorted(finals["adamw"].keys() & finals["sevo_adamw"].keys())
+            pairs = [[finals[name][seed] for seed in shared] for name in OPTIMIZERS]
+            difference = paired_difference(*pairs)
+            lines.append(
+                f"  SEvo over AdamW {difference.improvement:+.1%}, "
+                f"p = {difference.p_value:.2g} ({len(shared)} seeds)"
+            )
+    return "\n".join(lines)
+
+
+def _test_metrics(jobs: list[Job]) -> dict[int, float]:
+    results = {job.seed: job.result() for job in jobs}
+    return {s: result["test"][SELECTION] for s, result in results.items() if result}
+
+
+def _spread(values: dict[int, float]) -> str:
+    if not values:
+        return "not done"
+    spread = Spread.of(list(values.values()))
+    seeds = f"seed{'s' * (len(values) > 1)} {' '.join(map(str, sorted(values)))}"
+    deviation = "" if len(values) == 1 else f" ± {spread.std:.4f}"
+    return f"{spread.mean:.4f}{deviation} ({seeds})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=BACKBONES, default=BACKBONES)
+    parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
+    options = parser.parse_args()
+    if options.command == "table":
+        print(table())
+        return
+    for backbone in options.only:
+        for optimizer in OPTIMIZERS:
+            recipe = chosen(backbone, optimizer, options.work)
+            if recipe is None:
+                continue
+            jobs = [final_job(backbone, recipe, seed) for seed in options.seeds]
+            together = jax.default_backend() != "cpu"
+            for group in [jobs] if together else [[job] for job in jobs]:
+                do(group, options.work)
+
+
+if __name__ == "__main__":
+    main()
