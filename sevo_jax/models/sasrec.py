@@ -21,8 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
-from sevo_jax.data.packing import PackedBatch, PackedEpochs
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.packing import PackedBatch
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import SequenceModel
 
@@ -272,17 +271,6 @@ class SASRec(SequenceModel):
     ) -> Float[Array, "users num_items"]:
         """Returns each item's score as the next one after left-padded frames."""
         return self.encode(inputs)[:, -1] @ self.item_embedding[self.item_offset :].T
-
-    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PackedEpochs:
-        """Returns the epochs of `train`, by number; a step of one is a loss's batch."""
-        return PackedEpochs(
-            train,
-            self.num_items,
-            max_len=self.config.max_len,
-            batch_size=batch_size,
-            seed=seed,
-            item_offset=self.item_offset,
-        )
 
     def _features(self, embedded, segments, positions, num_pads, rng):
         """Encodes packed rows `[rows, cells]` of embedded items."""

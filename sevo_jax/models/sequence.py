@@ -1,4 +1,4 @@
-"""What the sequence models have in common: what they rank from."""
+"""What the sequence models have in common: what they train on and rank from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from flax import nnx
 
-from sevo_jax.data.packing import left_pad
+from sevo_jax.data.packing import PackedEpochs, left_pad
 from sevo_jax.data.sequences import Sequences
 
 
@@ -50,6 +50,25 @@ class SequenceModel(nnx.Module):
         while cells < sequences.lengths.max(initial=0):
             cells *= 2
         return left_pad(sequences, min(cells, self.config.max_len), self.item_offset)
+
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> Any:
+        """Returns the epochs of `train`, by number; a step of one is a loss's batch.
+
+        Those of next-item training, where a model has no others.
+
+        Args:
+            train: Train items of each user.
+            batch_size: Users of a step.
+            seed: Non-negative.
+        """
+        return PackedEpochs(
+            train,
+            self.num_items,
+            max_len=self.config.max_len,
+            batch_size=batch_size,
+            seed=seed,
+            item_offset=self.item_offset,
+        )
 
 
 def check_items(sequences: Sequences, num_items: int) -> None:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sevo_jax.data.packing import PackedBatch, PackedEpochs
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.packing import PackedBatch
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import SequenceModel
 
@@ -291,17 +290,6 @@ class STOSA(SequenceModel):
         products = jnp.matmul(users, items.T, precision="highest")
         squares = [jnp.sum(jnp.square(x), axis=-1) for x in (users, items)]
         return 2 * products - squares[0][:, None] - squares[1]
-
-    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PackedEpochs:
-        """Returns the epochs of `train`, by number; a step of one is a loss's batch."""
-        return PackedEpochs(
-            train,
-            self.num_items,
-            max_len=self.config.max_len,
-            batch_size=batch_size,
-            seed=seed,
-            item_offset=self.item_offset,
-        )
 
     def _items(self, ids):
         """The points of items, as targets: rows of the tables as they are."""
