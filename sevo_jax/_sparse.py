@@ -76,16 +76,33 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
 
     ``BCOO.from_scipy_sparse`` leaves the flags off, and GPU kernels need them.
     """
-    csr: Any = scipy.sparse.csr_array(matrix, copy=True)
-    csr.sum_duplicates()
-    rows = np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
-    indices = np.stack([rows, csr.indices.astype(np.int32)], axis=1)
+    csr: Any = _canonical(scipy.sparse.csr_array(matrix))
+    # NumPy's own memory is not aligned as JAX wants it, which would copy it.
+    size = 8 * csr.nnz
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    indices = memory[begin : begin + size].view(np.int32).reshape(csr.nnz, 2)
+    indices[:, 0] = _rows(csr)
+    indices[:, 1] = csr.indices
     return BCOO(
-        (jnp.asarray(csr.data, jnp.float32), jnp.asarray(indices)),
+        (jnp.asarray(csr.data, jnp.float32), jnp.asarray(indices, jnp.int32)),
         shape=csr.shape,
         indices_sorted=True,
         unique_indices=True,
     )
+
+
+def _canonical(csr: Any) -> Any:
+    """The matrix with sorted and unique indices; the same where it has them."""
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
+
+
+def _rows(csr: Any) -> np.ndarray:
+    """The row of each entry, int32."""
+    return np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
 
 
 def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
