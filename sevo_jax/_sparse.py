@@ -76,7 +76,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
 
     ``BCOO.from_scipy_sparse`` leaves the flags off, and GPU kernels need them.
     """
-    csr: Any = _canonical(scipy.sparse.csr_array(matrix))
+    csr: Any = canonical(scipy.sparse.csr_array(matrix))
     # NumPy's own memory is not aligned as JAX wants it, which would copy it.
     size = 8 * csr.nnz
     memory = np.empty(size + 64, np.uint8)
@@ -92,7 +92,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
     )
 
 
-def _canonical(csr: Any) -> Any:
+def canonical(csr: Any) -> Any:
     """The matrix with sorted and unique indices; the same where it has them."""
     if not csr.has_canonical_format:
         csr = csr.copy()
