@@ -65,7 +65,7 @@ def save(
             "a prepared graph is normalised, and would be normalised again after "
             "load: save the adjacency that prepare was given"
         )
-    matrix = _sparse.canonical(_sparse.to_scipy(adjacency))
+    matrix = _sparse.canonical(_sparse.as_csr(adjacency))
     contents: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
     contents |= {name: getattr(matrix, name) for name in _ARRAYS}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
