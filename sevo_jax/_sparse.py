@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -70,22 +71,43 @@ AdjacencyLike: TypeAlias = (
 
 # ------------------------------------------------------------------ host side
 
+# Entries that are worked on at once, where all would need as much memory again.
+_BLOCK = 2**20
+
 
 def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCOO:
     """A float32 BCOO with sorted, unique int32 indices, and flagged so.
 
     ``BCOO.from_scipy_sparse`` leaves the flags off, and GPU kernels need them.
     """
-    csr: Any = scipy.sparse.csr_array(matrix, copy=True)
-    csr.sum_duplicates()
-    rows = np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
-    indices = np.stack([rows, csr.indices.astype(np.int32)], axis=1)
+    csr = canonical(scipy.sparse.csr_array(matrix))
+    # NumPy's own memory is not aligned as JAX wants it, which would copy it.
+    size = 8 * csr.nnz
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    indices = memory[begin : begin + size].view(np.int32).reshape(csr.nnz, 2)
+    indices[:, 0] = _rows(csr)
+    indices[:, 1] = csr.indices
     return BCOO(
-        (jnp.asarray(csr.data, jnp.float32), jnp.asarray(indices)),
+        # A copy: the memory may be the caller's, or a file's.
+        (jnp.array(csr.data, jnp.float32), jnp.asarray(indices, jnp.int32)),
         shape=csr.shape,
         indices_sorted=True,
         unique_indices=True,
     )
+
+
+def canonical(csr: Any) -> Any:
+    """The matrix with sorted and unique indices: itself, or a copy in float64."""
+    if not csr.has_canonical_format:
+        csr = csr.astype(np.float64, copy=True)
+        csr.sum_duplicates()
+    return csr
+
+
+def _rows(csr: Any) -> np.ndarray:
+    """The row of each entry, int32."""
+    return np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
 
 
 def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
@@ -95,11 +117,19 @@ def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
       TypeError: if it is not a sparse matrix, or is a tracer.
       ValueError: if it is not square or an index is out of range.
     """
+    return scipy.sparse.csr_array(as_csr(adjacency), dtype=np.float64, copy=True)
+
+
+def as_csr(adjacency: AdjacencyLike) -> Any:
+    """As :func:`to_scipy`, but in float32 or float64 and of the caller's own memory.
+
+    What can be shared with the argument is, and must not be written to.
+    """
     if isinstance(adjacency, GraphOperator):
         shape = (adjacency.num_nodes, adjacency.num_nodes)
         parts = (adjacency.weights, adjacency.columns, adjacency.row_starts)
         return scipy.sparse.csr_array(
-            tuple(np.asarray(part) for part in parts), shape=shape, dtype=np.float64
+            tuple(np.asarray(part) for part in parts), shape=shape
         )
     if isinstance(adjacency, BCOO):
         if isinstance(adjacency.data, Tracer):
@@ -115,20 +145,18 @@ def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
             )
         _check_square(adjacency.shape)
         data, indices = np.asarray(adjacency.data), np.asarray(adjacency.indices)
+        data = _real(data)
         # BCOO marks unused slots by an index past the end with weight 0.
-        outside = ((indices < 0) | (indices >= adjacency.shape[0])).any(axis=1)
-        if (wrong := np.flatnonzero(outside & (data != 0))).size:
-            raise ValueError(
-                f"adjacency index {tuple(indices[wrong[0]].tolist())} is out of range "
-                f"for {adjacency.shape[0]} nodes: node ids are 0.."
-                f"{adjacency.shape[0] - 1}"
-            )
-        data, indices = data[~outside], indices[~outside]
-        coo = scipy.sparse.coo_array(
-            (data.astype(np.float64), (indices[:, 0], indices[:, 1])),
-            shape=adjacency.shape,
-        )
-        return coo.tocsr()
+        if data.size and not 0 <= indices.min() <= indices.max() < adjacency.shape[0]:
+            outside = ((indices < 0) | (indices >= adjacency.shape[0])).any(axis=1)
+            if (wrong := np.flatnonzero(outside & (data != 0))).size:
+                raise ValueError(
+                    f"adjacency index {tuple(indices[wrong[0]].tolist())} is out of "
+                    f"range for {adjacency.shape[0]} nodes: node ids are 0.."
+                    f"{adjacency.shape[0] - 1}"
+                )
+            data, indices = data[~outside], indices[~outside]
+        return _csr_of_pairs(data, indices, adjacency.shape)
     if scipy.sparse.issparse(adjacency):
         matrix: Any = adjacency
         _check_square(matrix.shape)
@@ -145,12 +173,30 @@ def to_scipy(adjacency: AdjacencyLike) -> scipy.sparse.csr_array:
             # Which that check skips where the last pointer is 0.
             if (np.diff(matrix.indptr) < 0).any():
                 raise ValueError("the row pointers of the adjacency decrease")
-        # A copy: the caller's matrix is not ours to sort and prune.
-        return scipy.sparse.csr_array(matrix, dtype=np.float64, copy=True)
+        csr: Any = scipy.sparse.csr_array(matrix)
+        csr.data = _real(csr.data)
+        return csr
     raise TypeError(
         "a graph is a BCOO, a SciPy sparse matrix or a GraphOperator, got "
         f"{type(adjacency).__name__}: wrap a dense matrix in scipy.sparse.csr_array"
     )
+
+
+def _real(data: np.ndarray) -> np.ndarray:
+    """Weights in the float32 or float64 they are in, others in float64."""
+    single_or_double = data.dtype in (np.dtype(np.float32), np.dtype(np.float64))
+    return data if single_or_double else data.astype(np.float64)
+
+
+def _csr_of_pairs(data: np.ndarray, indices: np.ndarray, shape: tuple) -> Any:
+    rows, columns = indices[:, 0], indices[:, 1]
+    if (rows[1:] < rows[:-1]).any():
+        return scipy.sparse.coo_array((data, (rows, columns)), shape=shape).tocsr()
+    # In order already: the same without a second copy of everything.
+    kind = np.int32 if max(data.size, *shape) < 2**31 else np.int64
+    row_starts = np.searchsorted(rows, np.arange(shape[0] + 1))
+    parts = (data, columns.astype(kind), row_starts.astype(kind))
+    return scipy.sparse.csr_array(parts, shape=shape)
 
 
 def _check_square(shape: tuple[int, ...]) -> None:
@@ -181,16 +227,39 @@ def _check_weights(csr: Any) -> None:
             f"adjacency entry {entry(wrong[0])} is negative ({wrong.size} such "
             "entries): weights must be non-negative"
         )
-    # Relative to the two entries, not to the largest weight of the graph: beside heavy
-    # edges a light one-way edge would pass for rounding.
-    excess = (abs(csr - csr.T) - 1e-5 * csr.maximum(csr.T)).tocoo()
-    if excess.nnz and excess.data.max() > 0:
-        worst = int(excess.data.argmax())
-        i, j = int(excess.coords[0][worst]), int(excess.coords[1][worst])
+    worst = _worst_asymmetry(csr)
+    if worst is not None:
+        i, j = worst
         raise ValueError(
             f"the adjacency is not symmetric: entry ({i}, {j}) is {csr[i, j]} and "
             f"entry ({j}, {i}) is {csr[j, i]}; symmetrise it, for example A + A.T"
         )
+
+
+def _worst_asymmetry(csr: Any) -> tuple[int, int] | None:
+    """The entry that differs most from its mirror image, if any does."""
+    mirrored = csr.T.tocsr()
+    worst, largest = None, 0.0
+    # A block of rows at a time, so that the temporaries are small.
+    for begin, end in _row_blocks(csr):
+        one = csr[begin:end].astype(np.float64)
+        two = mirrored[begin:end].astype(np.float64)
+        # Relative to the two entries, not to the largest weight of the graph: beside
+        # heavy edges a light one-way edge would pass for rounding.
+        excess = (abs(one - two) - 1e-5 * one.maximum(two)).tocoo()
+        if excess.nnz and excess.data.max() > largest:
+            place = int(excess.data.argmax())
+            largest = excess.data[place]
+            row, column = (int(axis[place]) for axis in excess.coords)
+            worst = begin + row, column
+    return worst
+
+
+def _row_blocks(csr: Any) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that have about a block of entries, or are one long row."""
+    marks = np.arange(0, csr.nnz, _BLOCK)
+    borders = np.unique(np.searchsorted(csr.indptr, marks, side="right") - 1).tolist()
+    return itertools.pairwise([*borders, csr.shape[0]])
 
 
 def _check_spectral_radius(csr: Any) -> None:
@@ -246,32 +315,48 @@ def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperato
     """
     if isinstance(adjacency, GraphOperator):
         return adjacency
-    csr: Any = to_scipy(adjacency)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
+    csr = canonical(as_csr(adjacency))
+    if np.count_nonzero(csr.data) < csr.nnz:
+        csr = csr.copy()
+        csr.eliminate_zeros()
     _check_weights(csr)
     if max(csr.nnz, csr.shape[0]) >= 2**31 - 1:
         raise ValueError(
             f"the graph has {csr.nnz} entries and {csr.shape[0]} nodes; indices are "
             "int32, so both must stay below 2**31 - 1: split the graph"
         )
-    rows = np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
-    weights = csr.data
+    rows = _rows(csr)
     if normalize:
-        degrees = csr.sum(axis=1)
-        scale = np.zeros_like(degrees)
-        np.divide(1.0, np.sqrt(degrees), out=scale, where=degrees > 0)
-        # The product of the two scales first: exactly symmetric after rounding.
-        weights = weights * (scale[rows] * scale[csr.indices])
+        weights = _normalized(csr, rows)
     else:
-        _check_spectral_radius(csr)
+        _check_spectral_radius(csr.astype(np.float64))
+        weights = csr.data
+    # Copies: the memory may be the caller's, or a file's.
     return GraphOperator(
-        weights=jnp.asarray(weights, jnp.result_type(float)),
-        columns=jnp.asarray(csr.indices, jnp.int32),
-        row_starts=jnp.asarray(csr.indptr, jnp.int32),
+        weights=jnp.array(weights, jnp.result_type(float)),
+        columns=jnp.array(csr.indices, jnp.int32),
+        row_starts=jnp.array(csr.indptr, jnp.int32),
         rows=jnp.asarray(rows),
         num_nodes=csr.shape[0],
     )
+
+
+def _normalized(csr: Any, rows: np.ndarray) -> np.ndarray:
+    """The entries divided by the square roots of the degrees, computed in float64."""
+    degrees = np.zeros(csr.shape[0])
+    linked = np.flatnonzero(np.diff(csr.indptr))
+    degrees[linked] = np.add.reduceat(
+        csr.data, csr.indptr[linked].astype(np.intp), dtype=np.float64
+    )
+    scale = np.zeros_like(degrees)
+    np.divide(1.0, np.sqrt(degrees), out=scale, where=degrees > 0)
+    weights = np.empty(csr.nnz, jnp.result_type(float))
+    for begin in range(0, csr.nnz, _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        # The product of the two scales first: exactly symmetric after rounding.
+        scales = scale[rows[part]] * scale[csr.indices[part]]
+        weights[part] = csr.data[part] * scales
+    return weights
 
 
 # ------------------------------------------------------------------ device side

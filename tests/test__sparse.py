@@ -1,6 +1,8 @@
 """The operator and its product: against dense algebra, and on the kernel it is for."""
 
 import re
+import tracemalloc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +193,77 @@ def test_symmetry_is_judged_entry_by_entry():
         prepare(scipy.sparse.csr_array(one_way))
     rounded = np.array([[0, 3.0], [np.nextafter(np.float32(3), np.float32(4)), 0]])
     assert prepare(scipy.sparse.csr_array(rounded)).num_entries == 2
+
+
+@pytest.mark.parametrize("block", [1, 4, 2**20])
+def test_asymmetry_is_found_in_every_block(monkeypatch, random_graph, block):
+    monkeypatch.setattr(_sparse, "_BLOCK", block)
+    a = random_graph(0, 9, isolated=(0, 4, 8), self_loops=True)
+    prepare(scipy.sparse.csr_array(a))
+    for i, j in zip(*np.nonzero(np.triu(a, 1)), strict=True):
+        other = a.copy()
+        # Smaller by half, and by nearly all elsewhere: the worst is named.
+        other[2, 2] += 1
+        other[j, i] *= 0.5
+        message = rf"\({i}, {j}\) is {other[i, j]} and entry \({j}, {i}\) is"
+        with pytest.raises(ValueError, match=message):
+            prepare(scipy.sparse.csr_array(other))
+        other[j, i] = 0
+        with pytest.raises(ValueError, match=message):
+            prepare(scipy.sparse.csr_array(other))
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_normalising_in_blocks(monkeypatch, dense, oracle, x64, block):
+    monkeypatch.setattr(_sparse, "_BLOCK", block)
+    graph = prepare(scipy.sparse.csr_array(dense))
+    np.testing.assert_allclose(
+        entries(graph), oracle.normalised(dense), rtol=1e-15, atol=0
+    )
+
+
+def aligned(array):
+    """A copy at an address that JAX would take over without copying."""
+    memory = np.empty(array.size + 64, array.dtype)
+    begin = -memory.ctypes.data % 64 // array.itemsize
+    out = memory[begin : begin + array.size]
+    out[:] = array
+    return out
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_operator_shares_no_memory_with_what_it_was_made_of(normalize):
+    path = scipy.sparse.csr_array(np.eye(200)[np.arange(200) ^ 1])
+    data = aligned(path.data.astype(np.float32))
+    indices, starts = aligned(path.indices), aligned(path.indptr)
+    matrix = scipy.sparse.csr_array((data, indices, starts), shape=path.shape)
+    assert np.shares_memory(matrix.data, data)
+    graph, bcoo = prepare(matrix, normalize=normalize), _sparse.bcoo_from_scipy(matrix)
+    data[:], indices[:], starts[:] = 7, 0, 0
+    np.testing.assert_array_equal(entries(graph), path.toarray())
+    np.testing.assert_array_equal(bcoo.todense(), path.toarray())
+
+
+@pytest.mark.parametrize("form", ["csr", "bcoo"])
+def test_memory_of_prepare(monkeypatch, form):
+    """Beside the graph a mirror image (8 bytes an entry), or rows and weights (8).
+
+    JAX's own memory is not seen here.
+    """
+    monkeypatch.setattr(_sparse, "_BLOCK", 2**14)
+    graph: Any = scipy.sparse.random_array(
+        (20_000, 20_000), density=1e-3, rng=0, dtype=np.float32
+    )
+    graph = (graph + graph.T).tocsr()
+    # A BCOO has its columns between its rows, not by themselves.
+    bound = 16 if form == "csr" else 20
+    matrix = graph if form == "csr" else _sparse.bcoo_from_scipy(graph)
+    prepare(matrix)
+    tracemalloc.start()
+    prepare(matrix)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bound * graph.nnz
 
 
 # ------------------------------------------------------------------ conversions

@@ -10,6 +10,7 @@ from sevo_jax.data.samplers import NegativeSampler
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
 from sevo_jax.data.statistics import Statistics, statistics
+from sevo_jax.data.streaming import stream
 from sevo_jax.data.synthetic import planted
 from sevo_jax.data.triplets import TripletBatch, TripletEpochs
 from sevo_jax.data.writers import write
@@ -34,5 +35,6 @@ __all__ = [
     "planted",
     "read",
     "statistics",
+    "stream",
     "write",
 ]

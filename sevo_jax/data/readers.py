@@ -24,7 +24,7 @@ import numpy as np
 
 from sevo_jax.data.log import InteractionLog
 
-_ALIASES = {
+ALIASES = {
     "user": ("user", "user_id", "userid", "uid", "reviewerid"),
     "item": (
         "item",
@@ -321,20 +321,27 @@ def _positions(
     where: str, header: Sequence[str], columns: dict[str, str]
 ) -> tuple[int, int, int]:
     """Finds the user, item and timestamp columns by their names or usual names."""
+    user, item, timestamp = (
+        column_position(where, header, title, columns.get(title)) for title in ALIASES
+    )
+    return user, item, timestamp
+
+
+def column_position(
+    where: str, header: Sequence[str], title: str, named: str | None
+) -> int:
+    """Finds the column of `title` ("user") by the name given or a usual one."""
     present = [name.strip().lower() for name in header]
-    found = []
-    for title, aliases in _ALIASES.items():
-        wanted = (columns[title].lower(),) if title in columns else aliases
-        name = next((name for name in wanted if name in present), None)
-        if name is None:
-            raise ValueError(
-                f"{where}: no column is named {' or '.join(wanted)}; there are "
-                f"{', '.join(header)}: name the {title} column with {title}=..."
-            )
-        if present.count(name) > 1:
-            raise ValueError(f"{where}: two columns are named {name!r}")
-        found.append(present.index(name))
-    return found[0], found[1], found[2]
+    wanted = ALIASES[title] if named is None else (named.lower(),)
+    name = next((name for name in wanted if name in present), None)
+    if name is None:
+        raise ValueError(
+            f"{where}: no column is named {' or '.join(wanted)}; there are "
+            f"{', '.join(header)}: name the {title} column with {title}=..."
+        )
+    if present.count(name) > 1:
+        raise ValueError(f"{where}: two columns are named {name!r}")
+    return present.index(name)
 
 
 def _parse_table(path: str | os.PathLike, text: str, table: _Table) -> _Columns:

@@ -71,8 +71,9 @@ def integers(name: str, values: Any) -> np.ndarray:
 
 def first_outside(ids: np.ndarray, size: int) -> int | None:
     """Returns the position of the first id that is not in ``0..size-1``, if any."""
-    outside = (ids < 0) | (ids >= size)
-    return int(outside.argmax()) if outside.any() else None
+    if ids.size == 0 or (ids.min() >= 0 and ids.max() < size):
+        return None
+    return int(((ids < 0) | (ids >= size)).argmax())
 
 
 def outside_message(holder: str, what: str, found: int, size: int, name: str) -> str:

@@ -1,8 +1,10 @@
 """The item graph estimated from interactions: Algorithm 4 of the paper, section 4."""
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +12,10 @@ import scipy.sparse
 
 from sevo_jax import _sparse
 from sevo_jax.graphs import _checks
+from sevo_jax.graphs._pairs import PairCounts
+
+# Interactions that are worked on at once, and sequences that are read at once.
+_BLOCK, _ROWS = 2**20, 2**16
 
 
 @runtime_checkable
@@ -29,7 +35,7 @@ class Ragged(Protocol):
 
 
 def cooccurrence(
-    sequences: Ragged | Iterable[Any],
+    sequences: Ragged | Iterable[Ragged] | Iterable[Any],
     num_items: int,
     *,
     max_len: int | None = None,
@@ -59,14 +65,18 @@ def cooccurrence(
     offers distance and the last :math:`K` items only. The defaults here are the
     code's, but without a limit :math:`K` (the experiments use 10 to 200).
 
-    The weights are summed in float64, each number of co-occurrences exactly, and
-    rounded to float32 once.
+    Co-occurrences are counted exactly, hop by hop; the counts, each times its weight,
+    are summed in float64 and rounded to float32 once. The result is therefore bit for
+    bit the same in whatever form and chunks the sequences come. Memory grows with the
+    number of distinct pairs (times :math:`H` by distance), not of interactions.
 
     Args:
       sequences: one sequence of item ids a user, in the order of time: any iterable
         of integer sequences, or an object with ``values`` and ``offsets`` (see
-        :class:`Ragged`), which is faster. Give training interactions alone:
-        what is predicted later must not be in the graph.
+        :class:`Ragged`), which is faster, or an iterable of such objects, each a
+        chunk of whole users, which need not fit in memory together (as
+        ``sevo_jax.data.stream`` reads them). Give training interactions alone: what
+        is predicted later must not be in the graph.
       num_items: number of items, at least 1; ids are ``0..num_items-1``.
       max_len: :math:`K`, how many items of a sequence count, at least 1; ``None``
         for all.
@@ -123,29 +133,109 @@ def cooccurrence(
     _checks.choice("keep", keep, ("last", "first"))
     _checks.choice("weighting", weighting, ("distance", "frequency"))
 
-    values, offsets = _flatten(sequences)
-    _check_range(values, offsets, num_items)
-    values, rows = _truncate(values, offsets, max_len, keep)
-    nodes = values.astype(np.int32) + np.int32(item_offset)
-    forward = _forward(nodes, rows, num_nodes, max_hop, weighting)
+    # One a hop: counts are exact, and a weight is rounded once a hop, not once a pair.
+    pairs_of_weight: dict[int, PairCounts] = {}
+    for values, offsets in _blocks(sequences, num_items):
+        values, rows = _truncate(values, offsets, max_len, keep)
+        nodes = values.astype(np.int32) + np.int32(item_offset)
+        for hop in range(1, max_hop + 1):
+            same_row = rows[hop:] == rows[:-hop]
+            if not same_row.any():
+                break
+            divisor = hop if weighting == "distance" else 1
+            if divisor not in pairs_of_weight:
+                pairs_of_weight[divisor] = PairCounts(num_nodes)
+            pairs_of_weight[divisor].add(nodes[:-hop][same_row], nodes[hop:][same_row])
+    upper = _weighted_sum(pairs_of_weight, num_nodes)
     # A self-loop is its own mirror image: the sum doubles it, as Algorithm 4 does.
-    return _sparse.bcoo_from_scipy(forward + forward.T)
+    return _sparse.bcoo_from_scipy(upper + upper.T)
 
 
-def _flatten(sequences: Ragged | Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sequences as ``values [total]`` and ``offsets [num_rows + 1]``."""
+def _weighted_sum(
+    pairs_of_weight: dict[int, PairCounts], num_nodes: int
+) -> scipy.sparse.csr_array:
+    """The sum of all counts, each divided by its key, in float32; empties the dict."""
+
+    def weighted() -> Iterator[Any]:
+        while pairs_of_weight:
+            # The smallest first, as float64 sums depend on the order.
+            divisor = min(pairs_of_weight)
+            counts = pairs_of_weight.pop(divisor).upper()
+            counts.data /= divisor
+            yield counts
+
+    if not pairs_of_weight:
+        return scipy.sparse.csr_array((num_nodes, num_nodes), dtype=np.float32)
+    return functools.reduce(operator.add, weighted()).astype(np.float32)
+
+
+def _blocks(
+    sequences: Ragged | Iterable[Any], num_items: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts the checked sequences into blocks of whole rows, ``values, offsets``.
+
+    What is computed for each item is then small however much there is in all.
+    """
+    first_row = 0
+    for values, offsets in _chunks(sequences):
+        _check_range(values, offsets, num_items, first_row)
+        num_rows = offsets.size - 1
+        begin = 0
+        while begin < num_rows:
+            whole = np.searchsorted(offsets, offsets[begin] + _BLOCK, side="right") - 1
+            end = max(begin + 1, int(whole))
+            low, high = offsets[begin], offsets[end]
+            yield values[low:high], offsets[begin : end + 1] - low
+            begin = end
+        first_row += num_rows
+
+
+def _chunks(
+    sequences: Ragged | Iterable[Any],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The sequences as ``values [total]`` and ``offsets [num_rows + 1]``, in parts."""
     if isinstance(sequences, Ragged):
-        values = _checks.integers("sequences.values", sequences.values)
-        offsets = _checks.integers("sequences.offsets", sequences.offsets)
-        _check_offsets(offsets.astype(np.int64), values.size)
-        return values, offsets.astype(np.int64)
-    rows = list(sequences)
+        yield _checked(sequences, "sequences")
+        return
+    iterator = iter(sequences)
+    head = list(itertools.islice(iterator, 1))
+    in_chunks = bool(head) and isinstance(head[0], Ragged)
+    # An iterator lets go of what it has given: the first chunk must not stay either.
+    everything = itertools.chain(iter(head), iterator)
+    del head
+    if in_chunks:
+        for number, chunk in enumerate(everything):
+            if not isinstance(chunk, Ragged):
+                raise TypeError(
+                    f"chunk {number} of sequences is {type(chunk).__name__} without "
+                    "`values` and `offsets`, which chunk 0 has: give all in one form"
+                )
+            yield _checked(chunk, f"chunk {number} of sequences")
+        return
+    first_row = 0
+    while rows := list(itertools.islice(everything, _ROWS)):
+        yield _flatten(rows, first_row)
+        first_row += len(rows)
+
+
+def _checked(ragged: Ragged, name: str) -> tuple[np.ndarray, np.ndarray]:
+    values = _checks.integers(f"{name}.values", ragged.values)
+    offsets = _checks.integers(f"{name}.offsets", ragged.offsets).astype(np.int64)
+    _check_offsets(offsets, values.size, name)
+    return values, offsets
+
+
+def _flatten(rows: list[Any], first_row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts rows one after the other; the first of them is sequence `first_row`."""
     if all(isinstance(row, list | tuple) for row in rows):
         # A TypeError: the slower way below names the sequence at fault.
         with contextlib.suppress(TypeError):
             flat = list(itertools.chain.from_iterable(rows))
             return _checks.integers("sequences", flat), _offsets(map(len, rows))
-    arrays = [_checks.integers(f"sequence {i}", row) for i, row in enumerate(rows)]
+    arrays = [
+        _checks.integers(f"sequence {number}", row)
+        for number, row in enumerate(rows, start=first_row)
+    ]
     return np.concatenate(arrays, dtype=np.int64), _offsets(map(len, arrays))
 
 
@@ -153,24 +243,26 @@ def _offsets(lengths: Iterable[int]) -> np.ndarray:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
-def _check_offsets(offsets: np.ndarray, total: int) -> None:
+def _check_offsets(offsets: np.ndarray, total: int, name: str) -> None:
     if offsets.size == 0 or offsets[0] != 0 or offsets[-1] != total:
         ends = offsets[[0, -1]].tolist() if offsets.size else "nothing"
         raise ValueError(
-            f"sequences.offsets must run from 0 to the {total} values, not {ends}"
+            f"{name}.offsets must run from 0 to the {total} values, not {ends}"
         )
     if (np.diff(offsets) < 0).any():
         row = int(np.argmax(np.diff(offsets) < 0))
         raise ValueError(
-            f"sequences.offsets must not decrease, but row {row} goes from "
+            f"{name}.offsets must not decrease, but row {row} goes from "
             f"{offsets[row]} to {offsets[row + 1]}"
         )
 
 
-def _check_range(values: np.ndarray, offsets: np.ndarray, num_items: int) -> None:
+def _check_range(
+    values: np.ndarray, offsets: np.ndarray, num_items: int, first_row: int
+) -> None:
     position = _checks.first_outside(values, num_items)
     if position is not None:
-        row = int(np.searchsorted(offsets, position, side="right")) - 1
+        row = first_row + int(np.searchsorted(offsets, position, side="right")) - 1
         found = int(values[position])
         raise ValueError(
             _checks.outside_message(
@@ -183,35 +275,12 @@ def _truncate(
     values: np.ndarray, offsets: np.ndarray, max_len: int | None, keep: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the items that count, ``[kept]``, and the row each comes from."""
-    begins, ends = offsets[:-1], offsets[1:]
-    if max_len is not None:
-        window = min(max_len, values.size)
-        if keep == "last":
-            begins = np.maximum(begins, ends - window)
-        else:
-            ends = np.minimum(ends, begins + window)
-    lengths = ends - begins
-    rows = np.repeat(np.arange(lengths.size), lengths)
-    shift = begins - (np.cumsum(lengths) - lengths)
-    return values[np.arange(rows.size) + shift[rows]], rows
-
-
-def _forward(
-    nodes: np.ndarray, rows: np.ndarray, num_nodes: int, max_hop: int, weighting: str
-) -> scipy.sparse.csr_array:
-    """Sums the weights of all pairs in float64, at (earlier node, later node)."""
-    shape = (num_nodes, num_nodes)
-    total = scipy.sparse.csr_array(shape, dtype=np.float64)
-    for hop in range(1, max_hop + 1):
-        same_row = rows[hop:] == rows[:-hop]
-        if not same_row.any():
-            break
-        earlier, later = nodes[:-hop][same_row], nodes[hop:][same_row]
-        counts = scipy.sparse.csr_array(
-            (np.ones(earlier.size), (earlier, later)), shape=shape
-        )
-        if weighting == "distance":
-            # Counts are exact in float64: one rounding a hop instead of one a pair.
-            counts.data /= hop
-        total = total + counts
-    return total
+    lengths = np.diff(offsets)
+    rows = np.repeat(np.arange(lengths.size, dtype=np.int32), lengths)
+    if max_len is None or lengths.max(initial=0) <= max_len:
+        return values, rows
+    place = np.arange(values.size) - offsets[rows]
+    if keep == "last":
+        place = lengths[rows] - 1 - place
+    kept = place < max_len
+    return values[kept], rows[kept]

@@ -1,9 +1,11 @@
-"""Graphs on disk: one ``.npz`` file a graph, without pickle."""
+"""Graphs on disk: one ``.npz`` file a graph, without pickle, which can be mapped."""
 
+import math
 import os
 import uuid
+import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 import scipy.sparse
@@ -14,6 +16,8 @@ _FORMAT = "sevo_jax.graph"
 _VERSION = 1
 # Little-endian whatever the machine.
 _ARRAYS = {"shape": "<i8", "indptr": "<i8", "indices": "<i4", "data": "<f4"}
+# Where a mapped array may begin; JAX's own alignment.
+_ALIGNMENT = 64
 
 
 def save(
@@ -24,8 +28,9 @@ def save(
 
     The file is an uncompressed NumPy archive of the arrays of the compressed sparse
     row form (``shape``, ``indptr``, ``indices``, ``data``) with a ``format`` and a
-    ``version``. It appears whole or not at all: a reader never sees half of it, and
-    an existing file is kept until the new one is complete.
+    ``version``, each array aligned so that it can be mapped into memory. It appears
+    whole or not at all: a reader never sees half of it, and an existing file is kept
+    until the new one is complete.
 
     Args:
       path: the file, in an existing folder; ``.npz`` by custom, nothing is
@@ -60,15 +65,16 @@ def save(
             "a prepared graph is normalised, and would be normalised again after "
             "load: save the adjacency that prepare was given"
         )
-    matrix = _sparse.to_scipy(adjacency)
-    arrays: dict[str, Any] = {
-        name: np.asarray(getattr(matrix, name), dtype)
-        for name, dtype in _ARRAYS.items()
-    }
+    matrix = _sparse.canonical(_sparse.as_csr(adjacency))
+    contents: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
+    contents |= {name: getattr(matrix, name) for name in _ARRAYS}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            np.savez(file, format=_FORMAT, version=_VERSION, **arrays)
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, content in contents.items():
+                    array = np.asarray(content, _ARRAYS.get(name))
+                    _write(file, archive, name, array)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -76,17 +82,48 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> _sparse.BCOO:
+def _write(
+    file: BinaryIO, archive: zipfile.ZipFile, name: str, array: np.ndarray
+) -> None:
+    """Adds an array to an archive as ``np.savez`` does, but aligned in the file."""
+    header = repr(np.lib.format.header_data_from_array_1_0(array))
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        # The format lets a header be as long as one likes, for just this purpose.
+        end = file.tell() + np.lib.format.MAGIC_LEN + 2 + len(header) + 1
+        header += " " * (-end % _ALIGNMENT) + "\n"
+        member.write(np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little"))
+        member.write(header.encode("ascii"))
+        member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+@overload
+def load(
+    path: str | os.PathLike[str], *, mmap: Literal[False] = False
+) -> _sparse.BCOO: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, mmap: Literal[True]
+) -> scipy.sparse.csr_array: ...
+def load(
+    path: str | os.PathLike[str], *, mmap: bool = False
+) -> _sparse.BCOO | scipy.sparse.csr_array:
     """Reads a graph that :func:`save` wrote, equal to it bit for bit.
 
     Nothing in the file is executed (no pickle), and its arrays are checked before
-    they become a graph.
+    they become a graph: all of it is read once for that, through the system's file
+    cache.
 
     Args:
       path: the file.
+      mmap: whether to leave the entries in the file. ``prepare(load(path,
+        mmap=True))`` is then the way to an operator that needs the least memory.
 
     Returns:
-      The adjacency ``[n, n]``, as it was saved.
+      The adjacency ``[n, n]``, as it was saved: a BCOO of arrays in memory, or with
+      ``mmap`` a float32 SciPy CSR array of which ``indices`` and ``data`` are the
+      mapped file, read-only. Only the row pointers are copied (they are stored with
+      64 bits and used with 32); in files of releases before this one, whose arrays
+      are not aligned, so is the rest.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -98,7 +135,8 @@ def load(path: str | os.PathLike[str]) -> _sparse.BCOO:
     """
     with open(path, "rb") as file:
         try:
-            return _sparse.bcoo_from_scipy(_read(file))
+            matrix = _read(file)
+            return matrix if mmap else _sparse.bcoo_from_scipy(matrix)
         # Damaged bytes make zipfile and NumPy raise errors of many kinds.
         except Exception as error:
             raise ValueError(f"cannot load the graph {path}: {error}") from error
@@ -117,11 +155,11 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
             f"its format has version {version}, but this release reads {_VERSION}: "
             "upgrade sevo_jax, or save the graph again"
         )
-    arrays = {name: archive[name] for name in _ARRAYS}
-    for name, dtype in _ARRAYS.items():
-        if arrays[name].dtype != np.dtype(dtype):
-            raise ValueError(f"{name} is {arrays[name].dtype}, not {np.dtype(dtype)}")
-    shape, indptr, indices, data = (arrays[name] for name in _ARRAYS)
+    arrays = [
+        _map(file, archive.zip, name, np.dtype(dtype))
+        for name, dtype in _ARRAYS.items()
+    ]
+    shape, indptr, indices, data = arrays
     # SciPy's own check lets some broken row pointers pass, and its compiled code
     # then writes out of bounds.
     sound = (
@@ -131,8 +169,36 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
         and indptr[0] == 0
         and (np.diff(indptr) >= 0).all()
         and indices.shape == data.shape == (indptr[-1],)
-        and ((indices >= 0) & (indices < shape[0])).all()
+        and (indices.size == 0 or 0 <= indices.min() <= indices.max() < shape[0])
     )
     if not sound:
         raise ValueError("its arrays do not describe the rows of a square matrix")
+    # SciPy has one type for both kinds of indices, and would copy the others.
+    if indptr[-1] <= np.iinfo(np.int32).max:
+        indptr = indptr.astype(np.int32)
     return scipy.sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+
+
+def _map(file: BinaryIO, archive: Any, name: str, dtype: np.dtype) -> np.ndarray:
+    """One array of the archive in ``file``, checked and mapped."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0) or info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is not stored as save() does: save it again")
+        shape, _, found = np.lib.format.read_array_header_1_0(member)
+        header_size = member.tell()
+        if found != dtype:
+            raise ValueError(f"{name} is {found}, not {dtype}")
+        if math.prod(shape) * dtype.itemsize != info.file_size - header_size:
+            raise ValueError(f"{name} has not the size that its shape {shape} says")
+        # At its end zipfile compares the checksum.
+        while member.read(2**20):
+            pass
+    # In front of a member stand 30 bytes, the last 4 of which are the lengths of what
+    # follows: its name and extra fields.
+    file.seek(info.header_offset + 26)
+    lengths = np.frombuffer(file.read(4), "<u2")
+    begin = info.header_offset + 30 + int(lengths.sum()) + header_size
+    array = np.asarray(np.memmap(file, dtype, "r", begin, shape))
+    return array if array.flags.aligned else array.copy()

@@ -1,17 +1,24 @@
 """Co-occurrence against the literal double loop, in exact fractions."""
 
+import importlib
 import itertools
+import tracemalloc
+import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sevo_jax.graphs import cooccurrence
+from sevo_jax.data.sequences import Sequences
+from sevo_jax.graphs import _pairs, cooccurrence
+
+MODULE = importlib.import_module("sevo_jax.graphs.cooccurrence")
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,13 @@ rows_of_items = st.lists(
     weighting=st.sampled_from(["frequency", "distance"]),
     item_offset=st.integers(0, 2),
     spare=st.none() | st.integers(0, 3),
+    block=st.integers(1, 20),
+    cut=st.integers(1, 12),
 )
-@example([[3, 3, 3]], None, "last", 2, "distance", 1, 2)
-@example([[], [0], []], 1, "first", 1, "frequency", 0, None)
+@example([[3, 3, 3]], None, "last", 2, "distance", 1, 2, 1, 1)
+@example([[], [0], []], 1, "first", 1, "frequency", 0, None, 2, 3)
 def test_equals_the_literal_loop(
-    to_dense, rows, max_len, keep, max_hop, weighting, item_offset, spare
+    to_dense, rows, max_len, keep, max_hop, weighting, item_offset, spare, block, cut
 ):
     needed = NUM_ITEMS + item_offset
     num_nodes = None if spare is None else needed + spare
@@ -82,8 +91,15 @@ def test_equals_the_literal_loop(
         item_offset=item_offset,
     )
     expected = literal(rows, **factors)
-    for sequences in (rows, Flat.of(rows)):
-        graph = cooccurrence(sequences, NUM_ITEMS, num_nodes=num_nodes, **factors)
+    chunks = [Flat.of(part) for part in (rows[:cut], rows[cut:])]
+    for sequences in (iter(rows), Flat.of(rows), iter(chunks)):
+        # So small that what is counted is merged over and over.
+        with (
+            mock.patch.object(MODULE, "_BLOCK", block),
+            mock.patch.object(MODULE, "_ROWS", cut),
+            mock.patch.object(_pairs, "_PENDING", 1),
+        ):
+            graph = cooccurrence(sequences, NUM_ITEMS, num_nodes=num_nodes, **factors)
         assert to_dense(graph).shape == (num_nodes or needed,) * 2
         assert entries(graph) == expected
 
@@ -135,8 +151,19 @@ def test_many_thirds(to_dense):
         [np.array([0, 1, 2], np.uint8), np.array([2, 1], np.uint64), []],
         Flat(np.array([0, 1, 2, 2, 1], np.int8), np.array([0, 3, 5], np.uint16)),
         Flat(np.array([0, 1, 2, 2, 1]), np.array([0, 3, 3, 5], np.int32)),
+        (Flat.of(rows) for rows in ([[0, 1, 2]], [], [[2, 1], []])),
+        [Sequences.from_lists([[0, 1, 2]]), Sequences.from_lists([[2, 1]])],
     ],
-    ids=["tuples", "generator", "mixed", "arrays", "ragged", "ragged-empty-row"],
+    ids=[
+        "tuples",
+        "generator",
+        "mixed",
+        "arrays",
+        "ragged",
+        "ragged-empty-row",
+        "generator-of-chunks",
+        "list-of-chunks",
+    ],
 )
 def test_forms_of_sequences(to_dense, sequences):
     matrix = to_dense(cooccurrence(sequences, 300))
@@ -190,6 +217,48 @@ def test_real_sequences_equal_the_literal_loop(train_sequences, weighting):
     assert entries(graph) == literal(sequences, **factors)
 
 
+def test_rows_are_numbered_through_all_portions():
+    rows = itertools.chain(itertools.repeat([0, 1], 2**16 + 3), [[1, 4]])
+    with pytest.raises(ValueError, match=f"sequence {2**16 + 3} holds item 4"):
+        cooccurrence(rows, 4)
+
+
+def test_chunks_are_let_go_of():
+    """What has been counted is not held: at most two chunks are alive at once."""
+    alive = weakref.WeakValueDictionary()
+
+    def chunks():
+        for number in range(6):
+            chunk = Flat.of([[0, 1], [2, 1]])
+            alive[number] = chunk.values
+            most.append(len(alive))
+            yield chunk
+            del chunk
+
+    most: list[int] = []
+    cooccurrence(chunks(), 3)
+    assert max(most) <= 2
+
+
+def test_memory_grows_with_pairs_not_interactions(monkeypatch):
+    """Sixty-four times the interactions of a small buffer, and as many pairs again."""
+    monkeypatch.setattr(_pairs, "_PENDING", 2**14)
+    monkeypatch.setattr(MODULE, "_BLOCK", 2**14)
+    chunk = Flat.of([list(range(100)) * 2] * 100)
+
+    def peak(repeats):
+        tracemalloc.start()
+        graph = cooccurrence(itertools.repeat(chunk, repeats), 100)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak, graph
+
+    small, one = peak(1)
+    large, many = peak(64)
+    assert large < 1.5 * small
+    np.testing.assert_array_equal(many.data, 64 * np.asarray(one.data))
+
+
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
@@ -201,6 +270,11 @@ def test_real_sequences_equal_the_literal_loop(train_sequences, weighting):
         (Flat(np.array([0, 1]), np.array([1, 2])), r"from 0 to the 2 values.*\[1, 2\]"),
         (Flat(np.array([0, 1]), np.array([], int)), r"from 0 to the 2 values"),
         (Flat(np.array([0, 1]), np.array([0, 2, 1, 2])), r"row 1 goes from 2 to 1"),
+        ([Flat.of([[0], [1]]), Flat.of([[2], [3, 9]])], "sequence 3 holds item 9"),
+        (
+            [Flat.of([[0]]), Flat(np.array([0, 1]), np.array([0, 3]))],
+            r"chunk 1 of sequences\.offsets must run from 0 to the 2 values",
+        ),
     ],
 )
 def test_ids_out_of_range(sequences, message):
@@ -221,6 +295,12 @@ def test_ids_out_of_range(sequences, message):
         ({7: [0, 1]}, "sequence 0 must be a one-dimensional sequence"),
         (Flat(np.array([0.5]), np.array([0, 1])), "values must hold integers"),
         (Flat(np.array([0]), np.array([0.0, 1.0])), "offsets must hold integers"),
+        ([Flat.of([[0]]), [0, 1]], "chunk 1 of sequences is list without `values`"),
+        ([[0], Flat.of([[0]])], "sequence 1 must be a one-dimensional sequence"),
+        (
+            [Flat(np.array([0.5]), np.array([0, 1]))],
+            r"chunk 0 of sequences\.values must hold integers",
+        ),
     ],
 )
 def test_what_is_no_sequence_of_ids(sequences, message):

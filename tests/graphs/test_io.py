@@ -2,12 +2,14 @@
 
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import scipy.sparse
 
 import sevo_jax
-from sevo_jax.graphs import bipartite, cooccurrence, load, save, shared_attributes
+from sevo_jax import _sparse
+from sevo_jax.graphs import bipartite, cooccurrence, io, load, save, shared_attributes
 
 
 def bits(graph) -> tuple:
@@ -52,10 +54,66 @@ def test_round_trip(tmp_path, to_dense, graph):
     loaded = load(str(path))
     to_dense(loaded)
     assert bits(loaded) == bits(graph)
+    assert bits(_sparse.bcoo_from_scipy(load(str(path), mmap=True))) == bits(graph)
+
+
+def owner(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def test_mapped(path, graph):
+    """Entries stay in the file, aligned; only the row pointers are copied."""
+    matrix = load(path, mmap=True)
+    for array in (matrix.indices, matrix.data):
+        assert isinstance(owner(array), np.memmap)
+        assert array.ctypes.data % 64 == 0 and not array.flags.writeable
+    assert matrix.data.dtype == np.float32 and matrix.has_canonical_format
+    one, two = sevo_jax.prepare(matrix), sevo_jax.prepare(graph)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_mapped_outlives_its_file(path, graph):
+    matrix = load(path, mmap=True)
+    save(path, bipartite([0], [0], 1, 1))
+    path.unlink()
+    assert bits(_sparse.bcoo_from_scipy(matrix)) == bits(graph)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_files_of_earlier_releases(path, graph, mmap):
+    """They are plain archives of NumPy, and not aligned."""
+    change(path)
+    loaded = load(path, mmap=mmap)
+    assert bits(_sparse.bcoo_from_scipy(loaded) if mmap else loaded) == bits(graph)
+
+
+def test_any_reader_of_archives_reads_it(path, graph):
+    with np.load(path) as archive:
+        assert sorted(archive.files) == sorted([*io._ARRAYS, "format", "version"])
+        parts = (archive["data"], archive["indices"], archive["indptr"])
+    matrix = scipy.sparse.csr_array(parts, shape=graph.shape)
+    np.testing.assert_array_equal(matrix.toarray(), graph.todense())
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+def test_compressed(path):
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(ValueError, match="not stored as save.* does: save it again"):
+        load(path)
 
 
 def test_scipy_matrix_in_any_order(tmp_path, to_dense):
     """Duplicates add up and come back in order."""
+    parts = ([1.0, 0.5, 1.5, 2], [2, 1, 1, 0], [0, 3, 3, 4])
+    save(tmp_path / "graph.npz", scipy.sparse.csr_array(parts, shape=(3, 3)))
+    mapped = load(tmp_path / "graph.npz", mmap=True)
+    assert mapped.indices.tolist() == [1, 2, 0] and mapped.data.tolist() == [2, 1, 2]
     coo = scipy.sparse.coo_array(
         ([1.0, 0.5, 1.5], ([1, 0, 0], [0, 1, 1])), shape=(3, 3)
     )
@@ -91,11 +149,11 @@ def test_saving_again_replaces(path, graph):
 def test_failure_keeps_the_old_file(path, graph, monkeypatch):
     before = path.read_bytes()
 
-    def full(file, **arrays):
+    def full(file, archive, name, array):
         file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(io, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         save(path, graph)
     assert path.read_bytes() == before
@@ -115,16 +173,22 @@ def test_missing(tmp_path, graph):
         save(tmp_path / "nowhere" / "items.npz", graph)
 
 
-def test_every_damaged_byte_is_noticed(path, graph):
+def test_every_damaged_byte_is_noticed(path):
     """A changed byte is refused, or lies where it does not matter."""
-    whole, expected = path.read_bytes(), bits(graph)
+    whole, expected = path.read_bytes(), load(path, mmap=True)
     refused = 0
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
+        # A new file: the other one is mapped.
+        path.unlink()
         path.write_bytes(damaged)
         try:
-            assert bits(load(path)) == expected
+            found = load(path, mmap=True)
+            assert found.shape == expected.shape
+            for name in ("data", "indices", "indptr"):
+                one, two = getattr(found, name), getattr(expected, name)
+                assert one.dtype == two.dtype and one.tobytes() == two.tobytes()
         except ValueError as error:
             assert str(path) in str(error)
             refused += 1
@@ -166,7 +230,7 @@ def change(path, **changes):
         (dict(indptr=np.array([0, 13, 5, 13, 13, 13, 13, 13])), "do not describe"),
         (dict(indices=np.full(13, 7, np.int32)), "do not describe"),
         (dict(indices=np.full(13, -1, np.int32)), "do not describe"),
-        (dict(data=np.array([{}], object)), "allow_pickle"),
+        (dict(data=np.array([{}], object)), "data is object, not float32"),
     ],
 )
 def test_altered_content(path, changes, message):

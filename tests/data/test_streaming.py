@@ -1,0 +1,200 @@
+"""Streaming: what a file holds comes back user by user, and its faults are named."""
+
+import re
+from unittest import mock
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from sevo_jax.data import stream, streaming
+from sevo_jax.graphs import cooccurrence
+
+
+def write(path, users, items, times=None, row_group_size=2, **names):
+    columns = {names.get("user", "user"): users, names.get("item", "item"): items}
+    if times is not None:
+        columns["timestamp"] = times
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def rows_of(path, num_items=10, **names):
+    return [row.tolist() for chunk in stream(path, num_items, **names) for row in chunk]
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.integers(0, 9), min_size=1, max_size=9), min_size=1, max_size=8
+    ),
+    row_group=st.integers(1, 12),
+    batch=st.integers(1, 12),
+    text=st.booleans(),
+)
+def test_users_come_back_whole(tmp_path_factory, rows, row_group, batch, text):
+    path = tmp_path_factory.mktemp("stream") / "log.parquet"
+    users = np.repeat(np.arange(len(rows)) + 5, [len(row) for row in rows])
+    # As text, "10" would sort before "9".
+    column = np.array([f"u{user:03}" for user in users]) if text else users
+    items = np.concatenate(rows)
+    write(path, column, items, np.arange(items.size), row_group)
+    with mock.patch.object(streaming, "_BATCH", batch):
+        chunks = list(stream(path, 10))
+        graph = cooccurrence(stream(path, 10), 10)
+    assert [row.tolist() for chunk in chunks for row in chunk] == rows
+    expected = cooccurrence(rows, 10)
+    np.testing.assert_array_equal(graph.indices, expected.indices)
+    np.testing.assert_array_equal(graph.data, expected.data)
+
+
+def test_a_long_file_is_read_in_parts(tmp_path):
+    users = np.repeat(np.arange(1000), 7)
+    path = write(tmp_path / "log.parquet", users, users % 10, row_group_size=7000)
+    with mock.patch.object(streaming, "_BATCH", 100):
+        sizes = [len(chunk.values) for chunk in stream(path, 10)]
+    assert sum(sizes) == 7000 and len(sizes) == 71 and max(sizes) <= 105
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [1, 2, 1, 1, 3],
+        [0.5, 2.0, -1.0, -1.0, 0.0],
+        np.array([1, 2, 1, 1, 3], "datetime64[s]"),
+        None,
+    ],
+    ids=["integers", "floats", "dates", "none"],
+)
+def test_kinds_of_columns(tmp_path, times):
+    users = pyarrow.array(["al", "al", "bo", "bo", "bo"]).dictionary_encode()
+    items = pyarrow.array([1, 2, 3, 4, 4], pyarrow.uint8())
+    path = write(tmp_path / "log.parquet", users, items, times, user="uid", item="ASIN")
+    assert rows_of(path) == [[1, 2], [3, 4, 4]]
+
+
+def test_named_columns(tmp_path):
+    table = {
+        "who": [1, 1, 2],
+        "what": [0, 1, 2],
+        "when": [1, 2, 0],
+        "rating": [5, 5, 5],
+    }
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pyarrow.table(table), path)
+    names = dict(user="who", item="WHAT", timestamp="when")
+    assert rows_of(path, **names) == [[0, 1], [2]]
+
+
+def test_row_groups_without_rows(tmp_path):
+    schema = pyarrow.schema({"user": pyarrow.int64(), "item": pyarrow.int64()})
+    path = tmp_path / "log.parquet"
+    with parquet.ParquetWriter(path, schema) as writer:
+        for users, items in (([], []), ([1, 1], [0, 1]), ([], []), ([1], [2])):
+            table = pyarrow.table({"user": users, "item": items}, schema=schema)
+            writer.write_table(table)
+    assert rows_of(path) == [[0, 1, 2]]
+
+
+FAULTS = {
+    "user comes back": (
+        dict(users=[1, 1, 2, 2, 1], items=[0, 1, 2, 3, 4]),
+        "row 4 has the user 1, after a larger one: sort the rows by user",
+    ),
+    "text user comes back": (
+        dict(users=["b", "a"], items=[0, 1]),
+        "row 1 has the user a, after a larger one",
+    ),
+    "user comes back in a later group": (
+        dict(users=[1, 1, 2, 2, 1, 1], items=[0, 1, 2, 3, 4, 5], row_group_size=4),
+        "row 4 has the user 1, after a larger one",
+    ),
+    "time goes back": (
+        dict(users=[1, 2, 2, 2], items=[0, 1, 2, 3], times=[9, 5, 7, 6]),
+        "row 3 has the timestamp 6, earlier than the user's row before it: sort",
+    ),
+    "item too large": (
+        dict(users=[1, 2, 3], items=[0, 1, 10]),
+        r"row 2 holds item 10, outside 0..9 \(num_items=10\)",
+    ),
+    "item negative": (dict(users=[1, 2], items=[0, -1]), "row 1 holds item -1"),
+    "item beyond int32": (
+        dict(users=[1], items=[2**32]),
+        "row 0 holds item 4294967296",
+    ),
+    "item missing": (
+        dict(users=[1, 2, 2], items=[0, 1, None]),
+        "row 2 of column 'item' is None",
+    ),
+    "user missing": (
+        dict(users=[1, 2, None], items=[0, 1, 2]),
+        "row 2 of column 'user' is None",
+    ),
+    "time not a number": (
+        dict(users=[1, 1], items=[0, 1], times=[0.0, np.nan]),
+        "row 1 of column 'timestamp' is nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("batch", [1, 2, 2**20])
+def test_faulty_rows(tmp_path, fault, batch):
+    content, message = FAULTS[fault]
+    path = write(tmp_path / "log.parquet", **content)
+    with mock.patch.object(streaming, "_BATCH", batch):
+        with pytest.raises(ValueError, match=f"log.parquet: {message}"):
+            list(stream(path, 10))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            dict(users=[1], items=[0], user="u"),
+            "no column is named user or .* user=...",
+        ),
+        (
+            dict(users=[1], items=[0], item="i"),
+            "no column is named item or .* item=...",
+        ),
+        (dict(users=[0.5], items=[0]), "'user' of the users is double, but .* text"),
+        (
+            dict(users=[1], items=[0.0]),
+            "'item' of the items is double, but .* integers",
+        ),
+        (dict(users=[1], items=["a"]), "'item' of the items is string"),
+        (dict(users=[1], items=[0], times=["1"]), "'timestamp' .* is string"),
+        (
+            dict(users=np.zeros(0, int), items=np.zeros(0, int)),
+            "the table has no rows",
+        ),
+    ],
+)
+def test_faulty_tables_are_refused_before_reading(tmp_path, content, message):
+    path = write(tmp_path / "log.parquet", **content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*{message}"):
+        stream(path, 10)
+
+
+def test_a_timestamp_column_that_was_named_must_be_there(tmp_path):
+    path = write(tmp_path / "log.parquet", [1], [0])
+    with pytest.raises(ValueError, match="no column is named when"):
+        stream(path, 10, timestamp="when")
+
+
+def test_what_is_no_parquet_file(tmp_path):
+    path = tmp_path / "log.parquet"
+    with pytest.raises(FileNotFoundError):
+        stream(path, 10)
+    path.write_text("user,item\n1,2\n")
+    with pytest.raises(ValueError, match="log.parquet: not a Parquet file"):
+        stream(path, 10)
+
+
+def test_num_items_is_positive(tmp_path):
+    path = write(tmp_path / "log.parquet", [1], [0])
+    with pytest.raises(ValueError, match="num_items must be at least 1, not 0"):
+        stream(path, 0)
