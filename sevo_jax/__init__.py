@@ -12,6 +12,7 @@ transformations they are chained from, :mod:`sevo_jax.graphs` to build graphs,
 """
 
 from sevo_jax import graphs, smoothing
+from sevo_jax._sharded import ShardedGraphOperator, shard_rows
 from sevo_jax._sparse import GraphOperator, prepare
 from sevo_jax.optimizers import sevo_adam, sevo_adamw, sevo_sgd
 from sevo_jax.transforms import (
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GraphOperator",
     "ScaleBySevoState",
+    "ShardedGraphOperator",
     "graphs",
     "prepare",
     "scale_by_moment_corrected_adam",
@@ -32,5 +34,6 @@ __all__ = [
     "sevo_adam",
     "sevo_adamw",
     "sevo_sgd",
+    "shard_rows",
     "smoothing",
 ]

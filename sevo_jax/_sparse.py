@@ -60,6 +60,10 @@ class GraphOperator:
         """Number of stored entries (an undirected edge counts twice)."""
         return self.columns.shape[-1]
 
+    def _apply(self, x: jax.Array) -> jax.Array:
+        """The product with ``x``, without the rules for sharding and gradients."""
+        return _product(self, x)
+
     def __repr__(self) -> str:
         return f"GraphOperator({self.num_nodes} nodes, {self.num_entries} entries)"
 
@@ -126,6 +130,10 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
     What can be shared with the argument is, and must not be written to.
     """
     if isinstance(adjacency, GraphOperator):
+        if adjacency.columns.ndim != 1:
+            raise TypeError(
+                f"{adjacency!r} is split over devices: give the graph it was made from"
+            )
         shape = (adjacency.num_nodes, adjacency.num_nodes)
         parts = (adjacency.weights, adjacency.columns, adjacency.row_starts)
         return scipy.sparse.csr_array(
@@ -389,7 +397,7 @@ def keep_sharding(function: Any, *args: Any) -> jax.Array:
 
 @jax.custom_vjp
 def _symmetric_product(graph: GraphOperator, x: jax.Array) -> jax.Array:
-    return _product(graph, x)
+    return graph._apply(x)
 
 
 # Both rules go through the custom_vjp function again, so that higher derivatives exist.
@@ -407,6 +415,7 @@ _symmetric_product.defvjp(_symmetric_product_fwd, _symmetric_product_bwd)
 
 @jax.custom_batching.custom_vmap
 def _product(graph: GraphOperator, x: jax.Array) -> jax.Array:
+    """The product of the rows of ``graph`` with a table, which may have more rows."""
     return jax.lax.platform_dependent(
         graph.weights.astype(x.dtype),
         graph.columns,
@@ -441,16 +450,15 @@ def _native_csr_product(weights, columns, row_starts, rows, x):
     product = _partitioned_csr_product(weights, columns, row_starts, x)
     # The kernel's type forgets over which axes of a shard_map the result varies. The
     # compiler drops this selection, its type remembers.
-    return jnp.where(False, weights[0] * x, product)
+    return jnp.where(False, weights[0] * x[..., :1, :], product)
 
 
 def _csr_product(weights, columns, row_starts, x):
     # BCSR lowers to the native kernel only for a two-dimensional product of equal
     # dtypes whose two index arrays have one dtype; _product sees to all of that.
-    n = x.shape[-2]
     matrix = BCSR(
         (weights, columns, row_starts),
-        shape=(n, n),
+        shape=(row_starts.shape[0] - 1, x.shape[-2]),
         indices_sorted=True,
         unique_indices=True,
     )
@@ -461,8 +469,9 @@ def _side_by_side(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> ja
     """The product of each of the tables ``[..., n, d]``, taken as one wide table."""
     n, d = x.shape[-2:]
     wide = jnp.moveaxis(x.reshape(-1, n, d), 0, 1).reshape(n, -1)
-    narrow = product(wide).reshape(n, -1, d)
-    return jnp.moveaxis(narrow, 1, 0).reshape(x.shape)
+    products = product(wide)
+    narrow = products.reshape(len(products), -1, d)
+    return jnp.moveaxis(narrow, 1, 0).reshape(*x.shape[:-2], len(products), d)
 
 
 def _table_sharding(mesh, table) -> NamedSharding:
@@ -497,13 +506,11 @@ _partitioned_csr_product.def_partition(
 
 
 def _gather_segment_sum(weights, columns, row_starts, rows, x):
-    del row_starts
-
     def product(table: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(
             weights[:, None] * table[columns],
             rows,
-            num_segments=table.shape[0],
+            num_segments=row_starts.shape[0] - 1,
             indices_are_sorted=True,
         )
 

@@ -12,8 +12,9 @@ import sevo_jax as sevo
 
 MODULES = [
     "sevo_jax",
-    *(f"sevo_jax.{name}" for name in ("_leaves", "_sparse", "smoothing")),
-    *(f"sevo_jax.{name}" for name in ("transforms", "optimizers", "graphs")),
+    *(f"sevo_jax.{name}" for name in ("_leaves", "_sparse", "_sharded")),
+    *(f"sevo_jax.{name}" for name in ("smoothing", "transforms")),
+    *(f"sevo_jax.{name}" for name in ("optimizers", "graphs")),
     *(
         module.name
         for module in pkgutil.iter_modules(sevo.graphs.__path__, "sevo_jax.graphs.")

@@ -1,0 +1,231 @@
+r"""The product of a normalised adjacency matrix with a table split by its rows.
+
+Each device holds a contiguous block of the rows of :math:`\tilde A` and of the table.
+In each hop it receives, from every other device, the rows of the table that its block
+of :math:`\tilde A` has entries for, and no others (its *halo*); then it multiplies as
+one device does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from sevo_jax._sparse import AdjacencyLike, GraphOperator, _product, prepare
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weights", "columns", "row_starts", "rows", "sends"],
+    meta_fields=["num_nodes", "sharding"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ShardedGraphOperator(GraphOperator):
+    r"""The operator :math:`\tilde A`, its rows split over the devices of a mesh.
+
+    Made by :func:`shard_rows`. The arrays of a :class:`GraphOperator` have one more
+    dimension here, the blocks, of which each device holds one; they are filled up to
+    the size of the largest. A block's columns count its own rows of the table first,
+    then those received.
+
+    Attributes:
+      sends: which of its rows the first block sends to the second, int32
+        ``[blocks, blocks, width]``.
+      sharding: of the tables ``[num_nodes, d]``; static.
+    """
+
+    sends: Int[Array, "p p w"]
+    sharding: NamedSharding
+
+    @property
+    def num_entries(self) -> int:
+        """Number of stored entries, those that fill up the blocks included."""
+        return self.columns.size
+
+    @property
+    def halo(self) -> int:
+        """Number of rows that each device receives in a hop, filling included.
+
+        Without locality in the order of the nodes it comes near the ``num_nodes *
+        (1 - 1 / blocks)`` of gathering the table; where neighbours have near numbers,
+        it is small. All pairs of devices exchange as many rows as the pair that needs
+        most. To lower it, number the nodes so that communities lie together.
+        """
+        blocks, _, width = self.sends.shape
+        return (blocks - 1) * width
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        # Inside auto_axes the mesh has other axis types than the one of the tables.
+        context = jax.sharding.get_abstract_mesh()
+        mesh = self.sharding.mesh if context.empty else context
+        product = _product_on(mesh, self.sharding.spec)
+        blocks, block_size = self.row_starts.shape[0], self.row_starts.shape[1] - 1
+        missing = blocks * block_size - self.num_nodes
+        if missing:
+            return product(self, jnp.pad(x, ((0, missing), (0, 0))))[:-missing]
+        return product(self, x)
+
+    def __repr__(self) -> str:
+        return (
+            f"ShardedGraphOperator({self.num_nodes} nodes in {len(self.sends)} blocks, "
+            f"halo {self.halo})"
+        )
+
+
+@functools.cache
+def _product_on(mesh: Any, spec: PartitionSpec) -> Callable[..., jax.Array]:
+    # Compiled as a whole outside of jit too, where shard_map goes step by step.
+    return jax.jit(
+        jax.shard_map(
+            _block_product,
+            mesh=mesh,
+            in_specs=(PartitionSpec(spec[0]), spec),
+            out_specs=spec,
+        )
+    )
+
+
+def _block_product(graph: ShardedGraphOperator, x: jax.Array) -> jax.Array:
+    """What one device does; all of its arrays are of its own block."""
+    weights, columns, row_starts, rows, sends = (
+        part[0]
+        for part in (
+            graph.weights,
+            graph.columns,
+            graph.row_starts,
+            graph.rows,
+            graph.sends,
+        )
+    )
+    axis = graph.sharding.spec[0]
+    received = jax.lax.all_to_all(x[sends], axis, 0, 0, tiled=True)
+    table = jnp.concatenate([x, received.reshape(-1, x.shape[1])])
+    return _product(GraphOperator(weights, columns, row_starts, rows, len(x)), table)
+
+
+def shard_rows(
+    adjacency: AdjacencyLike, sharding: NamedSharding
+) -> ShardedGraphOperator:
+    r"""Splits the operator :math:`\tilde A` for tables that are split by their rows.
+
+    With it each device holds its own rows of the graph alone and receives, in each hop,
+    only the rows of the table that its own are connected to
+    (:attr:`ShardedGraphOperator.halo`). It takes the place of a graph everywhere in
+    this library: in optimizers, and in :mod:`sevo_jax.smoothing`. Split over the width
+    only, a table needs no exchange and no call of this function.
+
+    Args:
+      adjacency: the graph, as :func:`prepare` takes it, or the operator it returned.
+      sharding: of the tables ``[n, d]`` that will be smoothed, for example
+        ``NamedSharding(mesh, PartitionSpec("rows"))``; the width may be split too, by
+        another axis. For a table stored as ``[d, n]``, that of its transpose. Tables
+        placed otherwise are smoothed all the same, but must be moved for it.
+
+    Returns:
+      The operator. Pass it through :func:`jax.jit` as an argument, as one that spans
+      several processes must be.
+
+    Raises:
+      TypeError: if ``sharding`` is no ``NamedSharding``, or ``adjacency`` is no graph
+        or is split already.
+      ValueError: if ``sharding`` does not split the rows, or as :func:`prepare`.
+
+    Examples:
+      >>> import jax, scipy.sparse
+      >>> from jax.sharding import NamedSharding, PartitionSpec
+      >>> import sevo_jax as sevo
+      >>> path = scipy.sparse.diags_array([1.0, 1.0], offsets=[-1, 1], shape=(8, 8))
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:4], ("rows",))
+      >>> sharding = NamedSharding(mesh, PartitionSpec("rows"))
+      >>> graph = sevo.shard_rows(path, sharding)
+      >>> graph
+      ShardedGraphOperator(8 nodes in 4 blocks, halo 3)
+      >>> table = jax.device_put(jax.numpy.ones((8, 2)), sharding)
+      >>> smoothed = sevo.smoothing.neumann(graph, table, beta=0.9, num_layers=3)
+      >>> smoothed.addressable_shards[0].data.shape
+      (2, 2)
+
+    .. note:: JAX places no array of which the rows do not divide evenly among the
+      devices. Give such a table and its graph (``num_nodes=``) some unused rows more.
+    """
+    if not isinstance(sharding, NamedSharding):
+        raise TypeError(
+            "sharding must be a jax.sharding.NamedSharding of the tables, got "
+            f"{type(sharding).__name__}"
+        )
+    spec = tuple(sharding.spec)
+    if not 1 <= len(spec) <= 2 or spec[0] is None:
+        raise ValueError(
+            f"sharding {sharding.spec} does not split the rows of a table [nodes, "
+            "width]: name a mesh axis first, PartitionSpec('rows'); a table that is "
+            "split over its width takes the graph as it is"
+        )
+    if isinstance(adjacency, ShardedGraphOperator):
+        raise TypeError(f"{adjacency} is split already: give the graph it was made of")
+    graph = prepare(adjacency)
+    axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
+    num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
+    by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
+
+    def place(array: np.ndarray) -> jax.Array:
+        # Unlike device_put, this also makes arrays that span processes.
+        return jax.make_array_from_callback(array.shape, by_block, array.__getitem__)
+
+    blocks = _split(graph, num_blocks)
+    return ShardedGraphOperator(
+        **{name: place(array) for name, array in blocks.items()},
+        num_nodes=graph.num_nodes,
+        sharding=sharding,
+    )
+
+
+def _split(graph: GraphOperator, num_blocks: int) -> dict[str, np.ndarray]:
+    """The arrays of a :class:`ShardedGraphOperator`, on the host."""
+    size = -(-graph.num_nodes // num_blocks)
+    weights, rows = np.asarray(graph.weights), np.asarray(graph.rows)
+    columns = np.asarray(graph.columns, np.int64)
+    block, source = rows // size, columns // size
+
+    # Every row of the table that a block receives, by block, then source, then row.
+    crossing = block != source
+    received, nth = np.unique(
+        block[crossing] * np.int64(num_blocks * size) + columns[crossing],
+        return_inverse=True,
+    )
+    target, row = np.divmod(received, num_blocks * size)
+    pair = target * num_blocks + row // size
+    counts = np.bincount(pair, minlength=num_blocks**2)
+    place = np.arange(len(pair)) - (np.cumsum(counts) - counts)[pair]
+    sends = np.zeros((num_blocks, num_blocks, counts.max()), np.int32)
+    sends[row // size, target, place] = row % size
+
+    columns = columns - block * np.int64(size)
+    columns[crossing] = (size + row // size * sends.shape[2] + place)[nth]
+    order = np.lexsort((columns, rows))
+    entries = np.bincount(block, minlength=num_blocks)
+    entry = np.arange(len(rows)) - (np.cumsum(entries) - entries)[block]
+
+    def split(values: np.ndarray, fill: int) -> np.ndarray:
+        filled = np.full((num_blocks, entries.max()), fill, values.dtype)
+        filled[block, entry] = values
+        return filled
+
+    degrees = np.bincount(rows, minlength=num_blocks * size).reshape(num_blocks, size)
+    row_starts = np.zeros((num_blocks, size + 1), np.int32)
+    np.cumsum(degrees, axis=1, out=row_starts[:, 1:])
+    return {
+        "weights": split(weights[order], 0),
+        "columns": split(columns[order].astype(np.int32), 0),
+        "row_starts": row_starts,
+        # Out of range: what fills up a block is dropped, not added to a row.
+        "rows": split((rows % size).astype(np.int32), size),
+        "sends": sends,
+    }
