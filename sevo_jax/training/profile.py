@@ -282,9 +282,9 @@ def _keep_gradients() -> optax.GradientTransformationExtraArgs:
     def init(params: optax.Params) -> Any:
         return jax.tree.map(jnp.zeros_like, params)
 
-    def update(gradients: Any, state: Any, params: Any = None, **extra_args: Any):
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any):
         del state, params, extra_args
-        return jax.tree.map(jnp.zeros_like, gradients), gradients
+        return jax.tree.map(jnp.zeros_like, updates), updates
 
     return optax.GradientTransformationExtraArgs(init, update)
 
