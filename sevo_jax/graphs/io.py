@@ -1,7 +1,6 @@
 """Graphs on disk: one ``.npz`` file a graph, without pickle."""
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,6 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from sevo_jax import _sparse
+from sevo_jax._files import replacing
 
 _FORMAT = "sevo_jax.graph"
 _VERSION = 1
@@ -65,15 +65,10 @@ def save(
         name: np.asarray(getattr(matrix, name), dtype)
         for name, dtype in _ARRAYS.items()
     }
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, format=_FORMAT, version=_VERSION, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        np.savez(file, format=_FORMAT, version=_VERSION, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | os.PathLike[str]) -> _sparse.BCOO:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 import sevo_jax as sevo
 from sevo_jax import models
+from sevo_jax._files import replace_text
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training.checkpoint import (
@@ -30,7 +31,7 @@ from sevo_jax.training.checkpoint import (
     versions,
 )
 from sevo_jax.training.graph import build_graph
-from sevo_jax.training.logging import RunLog, replace_text
+from sevo_jax.training.logging import RunLog
 from sevo_jax.training.mesh import (
     make_mesh,
     row_sharding,
