@@ -1,11 +1,8 @@
-"""What the benchmarks share: the data, timing in turns, and where results go."""
+"""What the benchmarks share: the data, and where results go."""
 
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -23,32 +20,6 @@ def load(name: str) -> LeaveOneOut:
     if not path.exists():
         raise SystemExit(f"{path} is not there: set SEVO_DATA to the folder of {name}")
     return leave_one_out(read(path))
-
-
-def time_in_turns(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1
-) -> dict[str, dict[str, float]]:
-    """Seconds of each candidate, which take turns, in every turn `calls` times.
-
-    Taking turns exposes all of them to the same drift of a shared machine. The first
-    round, which compiles, is not counted, nor is the first of several calls, which
-    finds the caches full of another candidate's data.
-
-    Returns:
-      For each candidate the minimum, median and maximum.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for count in range(rounds + 1):
-        for name, call in candidates.items():
-            for repeat in range(calls):
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                if count and (repeat or calls == 1):
-                    seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"min": min(s), "median": statistics.median(s), "max": max(s)}
-        for name, s in seconds.items()
-    }
 
 
 def save(name: str, results: object) -> Path:

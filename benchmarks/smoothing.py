@@ -13,10 +13,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import jax
 import numpy as np
 import torch
-from harness import load, save, time_in_turns
+from harness import load, save
 
 import sevo_jax as sevo
 from sevo_jax._sparse import bcoo_from_scipy, to_scipy
+from sevo_jax.training.profile import time_in_turns
 
 BETA, LAYERS, WIDTH = 0.99, 3, 64
 

@@ -20,26 +20,26 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
 from flax import nnx
-from harness import load, save, time_in_turns
+from harness import load, save
 from torch_sasrec import TorchSASRec, UserSamples
 
 import sevo_jax as sevo
 from sevo_jax.data import PackedBatch, left_pad
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.models import SASRec
-from sevo_jax.training import RECIPES
+from sevo_jax.training import RECIPES, Trainer
 from sevo_jax.training.mesh import (
     make_mesh,
     row_sharding,
     split_batches,
     split_tables,
 )
-from sevo_jax.training.step import TrainState, step_key, train_epoch
+from sevo_jax.training.profile import format_phases, measure_phases, time_in_turns
+from sevo_jax.training.step import TrainState, train_epoch
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")
@@ -207,48 +207,6 @@ NAMES = (
 )
 
 
-def phases() -> dict[str, float]:
-    """Seconds an epoch spends in each part, by leaving parts out one after another."""
-    run = candidate("packed, SEvo-AdamW")
-    batches = split_batches(run.mesh, run.batches())
-    params = jax.tree.map(jnp.copy, run.state.params)  # train() donates its own
-
-    def scan(body):
-        def epoch(params, batches):
-            steps = jnp.arange(batches.inputs.shape[0])
-            return jax.lax.scan(body, params, (batches, steps))[1]
-
-        return jax.jit(epoch)
-
-    def loss(params, batch, index):
-        key = step_key(0, 0, index)
-        return nnx.merge(run.graphdef, params).loss(batch, rng=key)
-
-    def backward(params, batch_index):
-        value, gradients = jax.value_and_grad(loss)(params, *batch_index)
-        # Every gradient must be used, or the compiler leaves its work out.
-        used = sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients))
-        return params, value + used
-
-    forward = scan(lambda params, batch_index: (params, loss(params, *batch_index)))
-    both = scan(backward)
-    plain, smoothed = candidate("packed, AdamW"), run
-    seconds = time_in_turns(
-        {
-            "pack": run.batches,
-            "forward": lambda: forward(params, batches),
-            "forward, backward": lambda: both(params, batches),
-            "epoch, AdamW": plain.train,
-            "epoch, SEvo-AdamW": smoothed.train,
-        },
-        rounds=5,
-    )
-    median = {name: value["median"] for name, value in seconds.items()}
-    return median | {
-        "SEvo over AdamW": median["epoch, SEvo-AdamW"] / median["epoch, AdamW"] - 1
-    }
-
-
 def peak_memory(name: str) -> float:
     """Largest resident size, in MB, of a process that trains and ranks once (Linux)."""
     result = subprocess.run(
@@ -282,10 +240,9 @@ def main() -> None:
             f"{name:30} {epoch[name]:7.2f} {faster:11.1f}"
             f" {ranked[name]:15.2f} {faster_ranked:11.1f} {memory:8.0f}"
         )
-    parts = phases()
-    for name, value in parts.items():
-        print(f"{name:30} {value:7.3f}")
-    results = {"candidates": results, "phases, seconds an epoch": parts}
+    phases = measure_phases(Trainer(RECIPE, SPLIT))
+    print(format_phases(phases))
+    results = {"candidates": results, "phases": phases}
     print("written to", save("training", results))
 
 

@@ -7,11 +7,12 @@ state, no display needed); `save` writes it.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from sevo_jax._files import replacing
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the line styles
 # keep the lines apart in black and white.
@@ -72,10 +73,8 @@ def smoothness(curves: Mapping[str, Curves]) -> Figure:
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes `figure` as a PNG of 150 dots an inch, replacing the file in one step."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _figure(curves: Mapping[str, Curves], title: str, ylabel: str) -> Figure:

@@ -111,7 +111,7 @@ def test_overview_loads_no_framework():
     "command, options",
     [
         ("compare", "--optimizers --seeds --recipe --model --epochs --output --resume"),
-        ("train", "--optimizer --seed --recipe --model --epochs --output --resume"),
+        ("train", "--optimizer --seed --recipe --model --epochs --output --profile"),
         ("evaluate", "RUN --output"),
         ("recommend", "RUN --users --top --output"),
         ("graph", "--load --output --item-offset --max-len --max-hop --weighting"),
@@ -375,6 +375,28 @@ def test_train_equals_the_run_of_compare(compared, path, tmp_path, monkeypatch, 
     _fails(capsys, args, "exists already", "--resume")
     assert main([*args, "--resume"]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_a_profile_is_written_before_the_run(compared, path, tmp_path, capsys):
+    folder, run = tmp_path / "profile", tmp_path / "run"
+    args = ["train", "--data", path, "--output", run, "--seed", "3", *SMALL]
+    assert main([*map(str, args), "--profile", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert f"profiling to {folder}" in captured.err
+    measured = json.loads((folder / "phases.json").read_text())
+    assert measured["seed"] == 3 and measured["dataset"] == "tiny"
+    shown = [line.split("  ")[0] for line in captured.out.splitlines()]
+    assert shown[1 : len(measured["phases"]) + 1] == [*measured["phases"]]
+    assert shown[0].startswith("an epoch of sasrec on tiny, sevo_adamw, ")
+    assert measured["method"] in captured.out
+    assert list(folder.glob("plugins/profile/*/*.xplane.pb"))
+    mine, other = (
+        json.loads((each / "result.json").read_text())
+        for each in (run, compared / "sevo_adamw-seed3")
+    )
+    for key in ("losses", "valid", "test", "best_epoch"):
+        assert mine[key] == other[key]
+    _fails(capsys, [*args, "--resume", "--profile", path], "a file: choose a folder")
 
 
 # evaluate

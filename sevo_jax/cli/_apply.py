@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import tyro
 
 from sevo_jax import evaluation
+from sevo_jax._files import replacing
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._runs import recall
 from sevo_jax.data.log import InteractionLog
@@ -125,9 +125,8 @@ def recommend(args: Sequence[str]) -> None:
     if options.output is None:
         sys.stdout.write(_csv(columns))
         return
-    temporary = options.output.with_name(f".{options.output.name}.tmp")
-    _WRITERS[options.output.suffix](temporary, columns)
-    os.replace(temporary, options.output)
+    with replacing(options.output) as temporary:
+        _WRITERS[options.output.suffix](temporary, columns)
 
 
 def _open(run: Path, data: DataOptions) -> tuple[SavedRun, LeaveOneOut]:

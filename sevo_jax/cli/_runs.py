@@ -14,10 +14,10 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
+from sevo_jax._files import replace_text
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.models import MODELS
 from sevo_jax.training import RECIPES, GraphConfig, OptimizerConfig, Recipe, find_recipe
-from sevo_jax.training.logging import replace_text
 from sevo_jax.training.mesh import make_mesh
 
 _RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]

@@ -20,6 +20,7 @@ from sevo_jax.cli._runs import (
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.training import OptimizerConfig, Trainer, has_checkpoint
 from sevo_jax.training.compare import format_metrics
+from sevo_jax.training.profile import format_phases, profile
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ class Train(RecipeOptions):
       checkpoints, for --resume, evaluate and recommend; metrics as JSON lines and for
       TensorBoard; result.json
 
+    --profile DIR writes before that where the time of an epoch goes:
+      a trace of a warm epoch, for https://ui.perfetto.dev and TensorBoard, and
+      phases.json, which is also printed: the seconds of drawing, forward, backward,
+      optimizer (of SEvo's: its parts) and evaluation, and how they are measured
+
     examples:
       sevo-jax train --epochs 10
+      sevo-jax train --epochs 10 --profile runs/profile
       sevo-jax train --data ratings.csv --k-core 5 --optimizer sevo_adamw --beta 0.9
       sevo-jax train --data beauty.txt --output runs/beauty --resume
     """
@@ -52,6 +59,15 @@ class Train(RecipeOptions):
         option("Folder of the run.", "DIR", "runs/MODEL-DATA-OPTIMIZER-seedN"),
     ] = None
     resume: Annotated[bool, option("Go on with a run that was stopped.")] = False
+    profile: Annotated[
+        Path | None,
+        option(
+            "Folder for a profile of an epoch. It is made on copies, with the work of "
+            "about 30 epochs, and then the run goes as it does without it.",
+            "DIR",
+            "no profile",
+        ),
+    ] = None
     optimizer: tyro.conf.OmitArgPrefixes[NamedOptimizer]
 
 
@@ -61,12 +77,18 @@ def train(args: Sequence[str]) -> None:
     default = Train(recipe=name, **as_options(recipe, NamedOptimizer))
     options = parse(Train, "train", args, default)
     check_seeds(options.seed)
+    if options.profile is not None and options.profile.is_file():
+        raise ValueError(f"--profile is {options.profile}, a file: choose a folder")
     recipe = options.build()
     split = leave_one_out(options.data.load())
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
     check_output(output, options.resume)
     trainer = Trainer(recipe, split, mesh=options.devices())
+    if options.profile is not None:
+        print(f"profiling to {options.profile}", file=sys.stderr)
+        measured = profile(trainer, options.profile, seed=options.seed)
+        print(f"{format_phases(measured)}\n{measured['method']}\n")
     resume = has_checkpoint(output)
     if not resume:
         remember(options.data, output)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
+from sevo_jax._files import replacing
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.readers import detect_format
 
@@ -64,7 +63,7 @@ def _write_sequences(log: InteractionLog, path: str | os.PathLike) -> None:
     for ids in (log.user_ids, log.item_ids):
         _refuse(path, ids, lambda entry: entry.split() != [entry], "white space")
     items = log.item_ids.astype(np.str_)
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for user, row in zip(log.user_ids.tolist(), log.sequences, strict=True):
             file.write(f"{user} {' '.join(items[row])}\n")
 
@@ -91,7 +90,7 @@ def _write_rows(
 ) -> None:
     columns = (column.tolist() for column in _columns(log))
     with (
-        _replacing(path) as temporary,
+        replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n", **dialect)
@@ -107,7 +106,7 @@ def _write_parquet(log: InteractionLog, path: str | os.PathLike) -> None:
     table = pyarrow.table(
         {name: pyarrow.array(column) for name, column in zip(names, _columns(log))}
     )
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         parquet.write_table(table, temporary)
 
 
@@ -125,15 +124,3 @@ def _refuse(path, ids: np.ndarray, is_bad, what: str) -> None:
                 f"{path}: the id {entry!r} contains {what}, which separates ids in "
                 "this format: write .csv or .parquet"
             )
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A file name beside `path` that takes its place if the block succeeds."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, overload
@@ -11,6 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from sevo_jax import _sparse
+from sevo_jax._files import replacing
 
 _FORMAT = "sevo_jax.graph"
 _VERSION = 1
@@ -68,18 +68,13 @@ def save(
     matrix = _sparse.canonical(_sparse.as_csr(adjacency))
     contents: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
     contents |= {name: getattr(matrix, name) for name in _ARRAYS}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, content in contents.items():
-                    array = np.asarray(content, _ARRAYS.get(name))
-                    _write(file, archive, name, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in contents.items():
+                array = np.asarray(content, _ARRAYS.get(name))
+                _write(file, archive, name, array)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from sevo_jax.training.logging import replace_text
+from sevo_jax._files import replace_text
 
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 RUN_KEYS = (

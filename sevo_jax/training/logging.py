@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from sevo_jax._files import replace_text
 
 
 class RunLog:
@@ -171,13 +172,6 @@ class Lines:
 
     def close(self) -> None:
         pass
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import optax.contrib
 import sevo_jax as sevo
 from sevo_jax.training.recipe import OptimizerConfig, suggestion
 
-_SEVO: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+SEVO: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sevo_adamw": sevo.sevo_adamw,
     "sevo_adam": sevo.sevo_adam,
     "sevo_sgd": sevo.sevo_sgd,
@@ -26,7 +26,7 @@ _SMOOTHING = ("beta", "num_layers", "approximation", "rescale", "moment_correcti
 
 def optimizer_names() -> list[str]:
     """Names that `make_optimizer` knows: SEvo's, then those of optax, sorted."""
-    return [*_SEVO, *sorted(_optax_factories())]
+    return [*SEVO, *sorted(_optax_factories())]
 
 
 def make_optimizer(
@@ -50,8 +50,8 @@ def make_optimizer(
     Examples:
       >>> optimizer = make_optimizer(OptimizerConfig(name="lion"), {})
     """
-    if config.name in _SEVO:
-        factory, names = _SEVO[config.name], (*_COMMON, *_SMOOTHING)
+    if config.name in SEVO:
+        factory, names = SEVO[config.name], (*_COMMON, *_SMOOTHING)
         arguments: dict[str, Any] = {"graphs": graphs}
     else:
         factories = _optax_factories()
@@ -65,7 +65,7 @@ def make_optimizer(
     values = {name: getattr(config, name) for name in names if name in accepted}
     arguments |= {name: value for name, value in values.items() if value is not None}
     optimizer = optax.with_extra_args_support(factory(**arguments))
-    if config.name not in _SEVO:
+    if config.name not in SEVO:
         _check_drivable(config.name, optimizer)
     return optimizer
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 import sevo_jax as sevo
 from sevo_jax import models
+from sevo_jax._files import replace_text
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training.checkpoint import (
@@ -30,7 +31,7 @@ from sevo_jax.training.checkpoint import (
     versions,
 )
 from sevo_jax.training.graph import build_graph
-from sevo_jax.training.logging import RunLog, replace_text
+from sevo_jax.training.logging import RunLog
 from sevo_jax.training.mesh import (
     make_mesh,
     row_sharding,
@@ -125,7 +126,7 @@ class Trainer:
         graph = sevo.prepare(build_graph(recipe.graph, split, kind.item_offset))
         graph = split_tables(self.mesh, graph, ())
         self.graphs = {key: graph for key in kind.smoothed[recipe.graph.kind]}
-        self._optimizer = make_optimizer(recipe.optimizer, self.graphs)
+        self.optimizer = make_optimizer(recipe.optimizer, self.graphs)
         model = self._new_model(0)
         rows = row_sharding(self.mesh)
         self._valid = Evaluator(model, split, "valid", sharding=rows)
@@ -240,7 +241,7 @@ class Trainer:
             stack.enter_context(run.checkpoints)
             if resume:
                 run.restore()
-                run.state, run.best = self._place((run.state, run.best))
+                run.state, run.best = self.place((run.state, run.best))
         run.log = RunLog(
             run.directory,
             start=run.progress.epoch,
@@ -258,9 +259,21 @@ class Trainer:
             replace_text(run.directory / "result.json", text + "\n")
         return result
 
-    def _start(self, seed: int) -> _Run:
+    def start(self, seed: int, optimizer: Any) -> tuple[nnx.GraphDef, TrainState]:
+        """A model and the state that its training with `optimizer` starts from."""
         graphdef, params = nnx.split(self._new_model(seed))
-        state = self._place(TrainState(params, self._optimizer.init(params)))
+        return graphdef, self.place(TrainState(params, optimizer.init(params)))
+
+    def place(self, tree: Any) -> Any:
+        """Puts parameters, or what is shaped like them, on the devices of the run."""
+        return split_tables(self.mesh, tree, _names(self.graphs))
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """What an evaluation measures: an entry of `RunResult.history`, in part."""
+        return {"valid": self._valid(model), **self._smoothness(model)}
+
+    def _start(self, seed: int) -> _Run:
+        graphdef, state = self.start(seed, self.optimizer)
         return _Run(
             seed=seed,
             identity={
@@ -274,9 +287,6 @@ class Trainer:
             best=jax.tree.map(jnp.copy, state.params),
             log=RunLog.silent(),
         )
-
-    def _place(self, tree: Any) -> Any:
-        return split_tables(self.mesh, tree, _names(self.graphs))
 
     def _new_model(self, seed: int) -> Any:
         return models.make(
@@ -314,7 +324,7 @@ class Trainer:
         if len(runs) == 1:
             state, losses = train_epoch(
                 first.graphdef,
-                self._optimizer,
+                self.optimizer,
                 first.state,
                 batches[0],
                 self.graphs,
@@ -325,7 +335,7 @@ class Trainer:
         else:
             states, losses = train_epoch_together(
                 first.graphdef,
-                self._optimizer,
+                self.optimizer,
                 [run.state for run in runs],
                 batches,
                 self.graphs,
@@ -335,7 +345,7 @@ class Trainer:
         # Where the compiler has split more than the tables, undo it: the next epoch is
         # compiled for the placement of the first.
         for run, state in zip(runs, states, strict=True):
-            run.state = self._place(state)
+            run.state = self.place(state)
         losses = np.asarray(losses, np.float64)
         seconds = (time.perf_counter() - began) / len(runs)
         for run, step_losses in zip(runs, losses, strict=True):
@@ -364,16 +374,16 @@ class Trainer:
             return
         began = time.perf_counter()
         model = nnx.merge(run.graphdef, run.state.params)
-        valid = self._valid(model)
-        if valid[SELECTION] > progress.best:
-            progress.best, progress.best_epoch = valid[SELECTION], progress.epoch
+        measured = self.measure(model)
+        metric = measured["valid"][SELECTION]
+        if metric > progress.best:
+            progress.best, progress.best_epoch = metric, progress.epoch
             # A copy, for the next epoch takes the buffers over.
             run.best = jax.tree.map(jnp.copy, run.state.params)
         record = {
             "epoch": progress.epoch,
             "loss": progress.losses[-1] if progress.losses else None,
-            "valid": valid,
-            **self._smoothness(model),
+            **measured,
             "seconds": time.perf_counter() - began,
         }
         progress.history.append(record)

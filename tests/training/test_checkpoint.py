@@ -84,7 +84,7 @@ def arrays(trainer, output):
     from sevo_jax.training.step import TrainState
 
     params = nnx.split(trainer._new_model(0))[1]
-    state = TrainState(params, trainer._optimizer.init(params))
+    state = TrainState(params, trainer.optimizer.init(params))
     with Checkpoints(output, create=False) as checkpoints:
         return checkpoints.arrays(training=state, best=params)
 

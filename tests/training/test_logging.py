@@ -2,9 +2,7 @@ import io
 import json
 import sys
 
-import pytest
-
-from sevo_jax.training.logging import JsonLines, RunLog, replace_text
+from sevo_jax.training.logging import JsonLines, RunLog
 
 METRICS = {"HR@1": 0.1, "HR@5": 0.2, "HR@10": 0.3, "NDCG@5": 0.15, "NDCG@10": 0.25}
 
@@ -110,16 +108,3 @@ def test_silent_when_told_so(capsys):
     with open_log() as log:
         tell(log, 0, 2)
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_text_is_replaced_in_one_step(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    replace_text(path, "old")
-
-    def broken(*_):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(OSError):
-        replace_text(path, "new")
-    assert path.read_text() == "old"
