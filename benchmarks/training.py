@@ -6,7 +6,7 @@ Needs PyTorch besides ``sevo-jax[train]``. Every candidate trains the same model
 the same batch size on the same number of cores; the second figure of each adds one
 full ranking of all users, as it is done after an epoch. PyTorch stands twice: as it is
 usually written, with a data loader, and tuned, with ready-made batches and without
-attention weights. Writes ``results/training.json``.
+attention weights. Writes ``results/training-cpu.json`` or ``-gpu``.
 """
 
 import os
