@@ -20,7 +20,7 @@ from sevo_jax import GraphOperator
 from sevo_jax.data import LeaveOneOut, leave_one_out, read
 
 RESULTS = Path(__file__).parent / "results"
-# On a machine that others use, time on the wall says little. SEVO_CLOCK=processor counts
+# On a machine that others use, wall-clock time says little. SEVO_CLOCK=processor counts
 # the time that this process gets instead; to compare speeds by that, give it one core:
 # SEVO_CLOCK=processor taskset -c 0 python ...
 CLOCK = os.environ.get("SEVO_CLOCK", "wall")

@@ -1,7 +1,7 @@
 """A whole step of ``sevo_adamw``: beside AdamW, with parts left out, beside an ideal.
 
     python benchmarks/optimizer_step.py
-    python benchmarks/optimizer_step.py --quick
+    python benchmarks/optimizer_step.py --sizes 12000 100000
 
 Needs ``sevo-jax[train]``. Steps run inside a ``lax.scan`` of which the state is
 donated, as in training, over power-law graphs of mean degree 20. A fifth of the rows
@@ -222,13 +222,13 @@ def draw(measured: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the smallest table only")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS")
     arguments = parser.parse_args()
     keep_freed_memory()
     names = ("AdamW", "correction", "psi", OURS, IDEAL)
     print(f"{'ms a step (passes)':18}" + "".join(f"{name:>18}" for name in names))
     measured = []
-    for size in SIZES[:1] if arguments.quick else SIZES:
+    for size in arguments.sizes:
         graph = power_law(size)
         for width in WIDTHS:
             each = measure(graph, width)

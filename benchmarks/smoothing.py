@@ -424,6 +424,23 @@ def draw(measured: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def write(measured: list[dict], bandwidth: Bandwidth) -> Path:
+    behind = {
+        Case(*(each[field] for field in Case._fields)).label: each["over best other"]
+        for each in measured
+        if each.get("over best other", 0) > 1.1
+    }
+    results = {
+        "bandwidth, bytes a second": bandwidth.to_dict(),
+        "more than 10 % behind another": behind,
+        "cases": measured,
+    }
+    path = save("smoothing", results)
+    draw(measured, path.with_suffix(".png"))
+    return path
 
 
 def main() -> None:
@@ -439,24 +456,13 @@ def main() -> None:
         graphs = ["ml-1m", "10,000 nodes"]
     measured = []
     print(HEADER)
+    path = None
     for name in graphs:
         graph = make_graph(name)
         for case in cases(name):
             measured.append(measure(case, graph, bandwidth))
             print(row(case, measured[-1]), flush=True)
-    slower = {
-        Case(*(each[field] for field in Case._fields)).label: each["over best other"]
-        for each in measured
-        if each.get("over best other", 0) > 1.1
-    }
-    print("more than 10 % behind another layout:", slower or "nowhere")
-    results = {
-        "bandwidth, bytes a second": bandwidth.to_dict(),
-        "more than 10 % behind another": slower,
-        "cases": measured,
-    }
-    path = save("smoothing", results)
-    draw(measured, path.with_suffix(".png"))
+            path = write(measured, bandwidth)  # at once: a long run may be stopped
     print("written to", path)
 
 
