@@ -4,7 +4,7 @@
 
 The paper's recipes, trained as ``sevo-jax train`` does. AdamW and SEvo-AdamW take
 turns, three epochs at a time; the first turn, which compiles, is not counted. Writes
-``results/backbones.json``.
+``results/backbones-cpu.json`` or ``-gpu``.
 """
 
 import dataclasses

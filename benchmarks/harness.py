@@ -1,16 +1,30 @@
-"""What the benchmarks share: the data, and where results go."""
+"""What the benchmarks share: data, timing in turns, bandwidth, where results go."""
 
+import ctypes
+import functools
 import json
+import math
 import os
 import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sevo_jax import GraphOperator
 from sevo_jax.data import LeaveOneOut, leave_one_out, read
 
 RESULTS = Path(__file__).parent / "results"
+# On a machine that others use, wall-clock time says little. SEVO_CLOCK=processor counts
+# the time that this process gets instead; to compare speeds by that, give it one core:
+# SEVO_CLOCK=processor taskset -c 0 python ...
+CLOCK = os.environ.get("SEVO_CLOCK", "wall")
+clock = {"wall": time.perf_counter, "processor": time.process_time}[CLOCK]
 DATA = Path(os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -22,8 +36,165 @@ def load(name: str) -> LeaveOneOut:
     return leave_one_out(read(path))
 
 
+def power_law(num_nodes: int, mean_degree: int = 20, seed: int = 0) -> GraphOperator:
+    r"""A random graph of which the degrees fall off as a power law, normalised.
+
+    Both ends of each edge are drawn in proportion to :math:`i^{-1/2}` over the nodes
+    :math:`i`, so that the share of nodes of degree k falls as :math:`k^{-3}`; then the
+    nodes are shuffled, so that nothing is gained from neighbouring rows. Edges drawn
+    twice count once, which lowers the mean degree a little. Built at a peak of 24 bytes
+    an entry: checked as :func:`sevo_jax.prepare` does, ten million nodes would take
+    several times that.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(num_nodes).astype(np.int32)
+    ends = [
+        order[(num_nodes * rng.random(num_nodes * mean_degree // 2) ** 2).astype(int)]
+        for _ in range(2)
+    ]
+    half = len(ends[0])
+    keys = np.empty(2 * half, np.int64)
+    for part, (row, column) in enumerate((ends, ends[::-1])):
+        place = keys[part * half : (part + 1) * half]
+        np.multiply(row, num_nodes, out=place, dtype=np.int64)
+        place += column
+    del ends
+    keys.sort()
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    row_starts = np.searchsorted(keys, np.arange(num_nodes + 1) * num_nodes)
+    rows = np.empty(len(keys), np.int32)
+    np.floor_divide(keys, num_nodes, out=rows, casting="unsafe")
+    columns = np.empty(len(keys), np.int32)
+    np.remainder(keys, num_nodes, out=columns, casting="unsafe")
+    del keys
+    scale = (1 / np.sqrt(np.maximum(np.diff(row_starts), 1))).astype(np.float32)
+    weights = scale[rows]
+    weights *= scale[columns]
+    return GraphOperator(
+        weights=jnp.asarray(weights),
+        columns=jnp.asarray(columns),
+        row_starts=jnp.asarray(row_starts, jnp.int32),
+        rows=jnp.asarray(rows),
+        num_nodes=num_nodes,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what is freed, as an accelerator's allocator does.
+
+    Otherwise (glibc) each array above 32 MB that a single call returns is mapped anew,
+    and the page faults take longer than the arithmetic: ten times on a virtual machine.
+    In training they occur once an epoch, whose steps are one program. For all
+    candidates alike.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):
+            # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+            if not libc.mallopt(parameter, value):
+                raise RuntimeError(f"mallopt({parameter}, {value}) failed")
+
+
+def time_in_turns(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int = 1,
+    at_most: float = math.inf,
+) -> dict[str, dict[str, float]]:
+    """Seconds of each candidate, which take turns, in every turn `calls` times.
+
+    Taking turns exposes all of them to the same drift of a shared machine. The first
+    call, which compiles, is not counted, nor is the first of several in a turn, which
+    finds the caches full of another candidate's data. Calls of more than 0.1 s, to
+    which that makes no difference, are made once a turn and all counted. No round
+    begins after `at_most` seconds. On an accelerator, calls queue up for 5 ms before
+    they are waited for, as they do in use, and each counts its share.
+
+    Returns:
+      For each candidate the minimum, median and maximum.
+    """
+    queued = dict.fromkeys(candidates, 1)
+
+    def once(name: str) -> float:
+        start = clock()
+        result = None
+        for _ in range(queued[name]):
+            result = candidates[name]()
+        wait(result)
+        return (clock() - start) / queued[name]
+
+    begin = time.perf_counter()
+    seconds: dict[str, list[float]] = {}
+    turns = {}
+    for name in candidates:
+        once(name)
+        single = once(name)
+        turns[name] = calls if single < 0.1 else 1
+        seconds[name] = [] if single < 0.1 else [single]
+        if jax.default_backend() != "cpu":
+            queued[name] = min(50, math.ceil(5e-3 / single))
+    for _ in range(rounds):
+        for name, count in turns.items():
+            times = [once(name) for _ in range(count)]
+            seconds[name] += times[1:] or times
+        if time.perf_counter() - begin > at_most:
+            break
+    return {
+        name: {"min": min(s), "median": statistics.median(s), "max": max(s)}
+        for name, s in seconds.items()
+    }
+
+
+def wait(result: object) -> None:
+    """Until an array of JAX, or whatever PyTorch has been given to do, is there."""
+    jax.block_until_ready(result)
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Bandwidth:
+    """Measured bytes a second, read and written alike, by the size of what is touched.
+
+    An array is scaled in place again and again by one compiled program: small ones
+    stay in a cache, large ones pass through memory. Between the measured sizes (1 MB to
+    1 GB, each four times the one before) it is interpolated in the logarithms.
+    """
+
+    def __init__(self) -> None:
+        @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
+        def scale(x: jax.Array, times: int) -> jax.Array:
+            return jax.lax.fori_loop(0, times, lambda _, y: y * 0.999, x)
+
+        self.sizes = [2**power for power in range(20, 31, 2)]
+        self.speeds = []
+        for size in self.sizes:
+            times = max(4, 2**28 // size)
+            x = scale(jnp.ones(size // 4), times)
+            seconds = []
+            for _ in range(5):
+                wait(x)
+                start = clock()
+                x = scale(x, times)
+                wait(x)
+                seconds.append(clock() - start)
+            self.speeds.append(2 * size * times / min(seconds))
+
+    def __call__(self, num_bytes: float) -> float:
+        logs = np.log(self.sizes), np.log(self.speeds)
+        return float(np.exp(np.interp(np.log(num_bytes), *logs)))
+
+    def to_dict(self) -> dict[str, float]:
+        return {f"{size >> 20} MB": v for size, v in zip(self.sizes, self.speeds)}
+
+
 def save(name: str, results: object) -> Path:
-    """Writes results with the machine and the versions they were measured on."""
+    """Writes results with the machine and the versions they were measured on.
+
+    Returns:
+      Their path: ``NAME-cpu.json``, ``NAME-gpu.json`` or ``NAME-tpu.json``.
+    """
     import scipy
 
     versions = {"jax": jax.__version__, "numpy": np.__version__}
@@ -38,14 +209,22 @@ def save(name: str, results: object) -> Path:
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": _cores(),
+        "clock": CLOCK,
         "versions": versions,
     }
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}-{jax.default_backend()}.json"
     path.parent.mkdir(exist_ok=True)
     content = json.dumps({"machine": machine, "results": results}, indent=2) + "\n"
     path.write_text(content)
     return path
+
+
+def _cores() -> int | None:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str:

@@ -6,7 +6,7 @@ Needs PyTorch besides ``sevo-jax[train]``. Every candidate trains the same model
 the same batch size on the same number of cores; the second figure of each adds one
 full ranking of all users, as it is done after an epoch. PyTorch stands twice: as it is
 usually written, with a data loader, and tuned, with ready-made batches and without
-attention weights. Writes ``results/training.json``.
+attention weights. Writes ``results/training-cpu.json`` or ``-gpu``.
 """
 
 import os
@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
-from harness import load, save
+from harness import load, save, time_in_turns
 from torch_sasrec import TorchSASRec, UserSamples
 
 import sevo_jax as sevo
@@ -38,7 +38,7 @@ from sevo_jax.training.mesh import (
     split_batches,
     split_tables,
 )
-from sevo_jax.training.profile import format_phases, measure_phases, time_in_turns
+from sevo_jax.training.profile import format_phases, measure_phases
 from sevo_jax.training.step import TrainState, train_epoch
 
 RECIPE = RECIPES["sasrec-beauty"]

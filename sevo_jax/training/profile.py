@@ -211,25 +211,20 @@ def partial_optimizers(
 
 
 def time_in_turns(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each candidate, which take turns, in every turn `calls` times.
+    """Minimum, median and maximum of the seconds of each candidate.
 
     Taking turns exposes all of them to the same drift of a shared machine. The first
-    round, which compiles, is not counted, nor is the first of several calls, which
-    finds the caches full of another candidate's data.
-
-    Returns:
-      For each candidate the minimum, median and maximum.
+    round, which compiles, is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for count in range(rounds + 1):
         for name, call in candidates.items():
-            for repeat in range(calls):
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                if count and (repeat or calls == 1):
-                    seconds[name].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if count:
+                seconds[name].append(time.perf_counter() - start)
     return {
         name: {"min": min(s), "median": statistics.median(s), "max": max(s)}
         for name, s in seconds.items()
