@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import torch
 from candidates import JaxRun, TorchRun, new_model
-from harness import RESULTS, load, save, time_in_turns
+from harness import load, save, time_in_turns
 from matplotlib.figure import Figure
 from torch_models import check
 
@@ -64,19 +64,18 @@ def measure(
     training[TORCH] = {
         name: seconds / torch_run.share for name, seconds in training[TORCH].items()
     }
-    return {
+    result = {
         "training": training,
         "ranking": ranking,
         "share of the epoch that PyTorch trained": torch_run.share,
         "SEvo over AdamW": training[SEVO]["median"] / training[ADAMW]["median"] - 1,
-        **{
-            f"{part}, times faster than PyTorch": {
-                name: seconds[TORCH]["median"] / seconds[name]["median"]
-                for name in (ADAMW, SEVO)
-            }
-            for part, seconds in (("training", training), ("ranking", ranking))
-        },
     }
+    for part, seconds in (("training", training), ("ranking", ranking)):
+        result[f"{part}, times faster than PyTorch"] = {
+            name: seconds[TORCH]["median"] / seconds[name]["median"]
+            for name in (ADAMW, SEVO)
+        }
+    return result
 
 
 def rows(label: str, result: dict[str, Any]) -> list[str]:
@@ -157,11 +156,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="PyTorch's")
     options = parser.parse_args()
     device = options.device or torch_device()
+    for start in options.only:
+        if not any(name.startswith(start) for name in BACKBONES):
+            parser.error(f"--only {start}: choose of {', '.join(BACKBONES)}")
     chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
-    if not chosen:
-        parser.error(
-            f"--only {' '.join(options.only)}: choose of {', '.join(BACKBONES)}"
-        )
     split = load("beauty")
 
     checked = {RECIPES[f"{name}-beauty"].model: name for name in chosen}
@@ -181,10 +179,11 @@ def main() -> None:
     if len(chosen) < len(BACKBONES):
         print("not all backbones: nothing written")
         return
-    name = f"backbones-{jax.default_backend()}"
-    plots.save(picture(results, devices), RESULTS / f"{name}.png")
+    figure = picture(results, devices)
     results = {"devices": devices, "rounds": options.rounds, "backbones": results}
-    print("written to", save(name, results))
+    path = save(f"backbones-{jax.default_backend()}", results)
+    plots.save(figure, path.with_suffix(".png"))
+    print("written to", path)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ class TorchGRU4Rec(nn.Module):
     def forward(self, inputs):
         states, _ = self.gru(self.dropout(self.items(inputs)))
         last = (inputs != 0).sum(1) - 1
-        return self.output(states[torch.arange(len(inputs)), last])
+        rows = torch.arange(len(inputs), device=inputs.device)
+        return self.output(states[rows, last])
 
     def loss(self, inputs, targets, negatives):
         features = self(inputs)
