@@ -1,47 +1,189 @@
-"""An epoch of each backbone on Beauty, and what SEvo adds to it.
+"""Figure 3 of the paper: seconds to train an epoch and to rank all users, on Beauty.
 
     python benchmarks/backbones.py
+    python benchmarks/backbones.py --torch-steps 20
+    python benchmarks/backbones.py --only gru4rec mf-bpr
 
-The paper's recipes, trained as ``sevo-jax train`` does. AdamW and SEvo-AdamW take
-turns, three epochs at a time; the first turn, which compiles, is not counted. Writes
-``results/backbones-cpu.json`` or ``-gpu``.
+Each of the five backbones, MF-BPR with either graph, in three forms: sevo_jax with and
+without SEvo, and plain PyTorch (`torch_models`, checked to be the same model before
+anything is timed). sevo_jax trains as ``sevo-jax train`` does: the next epoch's batches
+are drawn meanwhile, and waited for. The three take turns; the first turn, which
+compiles, is not counted. Both libraries use the GPU if there is one.
+
+``--torch-steps N`` trains no more than N steps of PyTorch's epochs, which may take
+minutes on a CPU, and scales their seconds up by the samples.
+
+Needs PyTorch besides ``sevo-jax[train]``. Prints a table and, if no backbone is left
+out, writes ``results/backbones-PLATFORM.json`` and a picture, ``.png``.
 """
 
-import dataclasses
-import statistics
+import argparse
+from typing import Any
 
-from harness import load, save
+import jax
+import torch
+from candidates import JaxRun, TorchRun, new_model
+from harness import load, save, time_in_turns
+from matplotlib.figure import Figure
+from torch_models import check
 
-from sevo_jax.training import RECIPES, Trainer
+from sevo_jax import plots
+from sevo_jax.data import LeaveOneOut
+from sevo_jax.training import RECIPES
 
-BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
-TURNS = 2
+BACKBONES = {
+    "mf-bpr-ui": "MF-BPR (U-I)",
+    "mf-bpr-ii": "MF-BPR (I-I)",
+    "gru4rec": "GRU4Rec",
+    "sasrec": "SASRec",
+    "bert4rec": "BERT4Rec",
+    "stosa": "STOSA",
+}
+TORCH, ADAMW, SEVO = "PyTorch, AdamW", "sevo_jax, AdamW", "sevo_jax, SEvo-AdamW"
+COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
+
+
+def measure(
+    backbone: str, split: LeaveOneOut, device: str, rounds: int, torch_steps: int | None
+) -> dict[str, Any]:
+    """Seconds of each candidate to train an epoch and to rank all users."""
+    recipe = RECIPES[f"{backbone}-beauty"]
+    torch_run = TorchRun(recipe, split, device, max_steps=torch_steps)
+    runs = {
+        TORCH: torch_run,
+        ADAMW: JaxRun(recipe.with_optimizer("adamw"), split),
+        SEVO: JaxRun(recipe.with_optimizer("sevo_adamw"), split),
+    }
+    training, ranking = (
+        time_in_turns(calls, rounds=rounds)
+        for calls in (
+            {name: run.train for name, run in runs.items()},
+            {name: run.evaluate for name, run in runs.items()},
+        )
+    )
+    training[TORCH] = {
+        name: seconds / torch_run.share for name, seconds in training[TORCH].items()
+    }
+    result = {
+        "training": training,
+        "ranking": ranking,
+        "share of the epoch that PyTorch trained": torch_run.share,
+        "SEvo over AdamW": training[SEVO]["median"] / training[ADAMW]["median"] - 1,
+    }
+    for part, seconds in (("training", training), ("ranking", ranking)):
+        result[f"{part}, times faster than PyTorch"] = {
+            name: seconds[TORCH]["median"] / seconds[name]["median"]
+            for name in (ADAMW, SEVO)
+        }
+    return result
+
+
+def rows(label: str, result: dict[str, Any]) -> list[str]:
+    """The lines of a backbone in the table."""
+    share = result["share of the epoch that PyTorch trained"]
+    lines = []
+    for name in COLOURS:
+        notes = ""
+        if name == TORCH and share < 1:
+            notes = f"  epoch scaled up from {share:.1%} of it"
+        if name == SEVO:
+            notes = f"  {result['SEvo over AdamW']:+.0%} to AdamW's epoch"
+        cells = ""
+        for part in ("training", "ranking"):
+            faster = result[f"{part}, times faster than PyTorch"].get(name, 1)
+            cells += f"{result[part][name]['median']:12.3f} {faster:8.1f}"
+        lines.append(f"{label:<14}{name:<21}{cells}{notes}")
+        label = ""
+    return lines
+
+
+def picture(results: dict[str, Any], devices: str) -> Figure:
+    """Grouped bars of the seconds, training on the left and ranking on the right."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    titles = {"training": "Training, an epoch", "ranking": "Inference, all users"}
+    for axes, (part, title) in zip(panels, titles.items(), strict=True):
+        for index, (name, colour) in enumerate(COLOURS.items()):
+            medians = [each[part][name]["median"] for each in results.values()]
+            places = [place + 0.27 * (index - 1) for place in range(len(results))]
+            bars = axes.bar(places, medians, 0.27, color=colour, label=name)
+            axes.bar_label(bars, fmt=_three_digits, fontsize=6, padding=1)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xticks(range(len(results)), [BACKBONES[name] for name in results])
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_yscale("log")
+        axes.set_ylabel("seconds (logarithmic)")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=9)
+    parts = [
+        each["share of the epoch that PyTorch trained"] for each in results.values()
+    ]
+    scaled = "; PyTorch's epochs scaled up from a part" if min(parts) < 1 else ""
+    figure.supxlabel(f"Amazon Beauty, {devices}{scaled}", fontsize=9)
+    return figure
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
+
+
+def torch_device() -> str:
+    """Where PyTorch can run, which must be where JAX does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (device == "cuda") != (jax.default_backend() == "gpu"):
+        raise SystemExit(
+            f"JAX would run on {jax.default_backend()}, PyTorch on {device}: install "
+            "both for the same device, or say --device or JAX_PLATFORMS"
+        )
+    return device
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="backbones whose names begin so"
+    )
+    parser.add_argument("--rounds", type=_positive, default=3, help="turns that count")
+    parser.add_argument("--torch-steps", type=_positive, help="at most, of an epoch")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="PyTorch's")
+    options = parser.parse_args()
+    device = options.device or torch_device()
+    for start in options.only:
+        if not any(name.startswith(start) for name in BACKBONES):
+            parser.error(f"--only {start}: choose of {', '.join(BACKBONES)}")
+    chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
     split = load("beauty")
+
+    checked = {RECIPES[f"{name}-beauty"].model: name for name in chosen}
+    for name in checked.values():
+        check(new_model(RECIPES[f"{name}-beauty"], split), split.train)
+
+    torch_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {torch_name}"
+    print(f"{devices}; seconds, and how many times faster than PyTorch")
+    print(f"{'':35}{'an epoch':>12} {'faster':>8}{'ranking':>12} {'faster':>8}")
     results = {}
-    print(f"{'':10} {'AdamW s':>8} {'SEvo s':>8} {'SEvo costs':>11}")
-    for backbone in BACKBONES:
-        recipe = RECIPES[f"{backbone}-beauty"]
-        recipe = dataclasses.replace(recipe, epochs=3, eval_every=3)
-        trainers = {
-            name: Trainer(recipe.with_optimizer(name), split)
-            for name in ("adamw", "sevo_adamw")
-        }
-        seconds = {name: [] for name in trainers}
-        for turn in range(TURNS + 1):
-            for name, trainer in trainers.items():
-                result = trainer.run(progress=False)
-                if turn:
-                    seconds[name].append(result.seconds_per_epoch)
-        plain, sevo = (statistics.median(each) for each in seconds.values())
-        results[backbone] = {
-            "seconds an epoch": seconds,
-            "SEvo costs": sevo / plain - 1,
-        }
-        print(f"{backbone:10} {plain:8.2f} {sevo:8.2f} {sevo / plain - 1:11.0%}")
-    print("written to", save("backbones", results))
+    for name in chosen:
+        results[name] = measure(
+            name, split, device, options.rounds, options.torch_steps
+        )
+        print(*rows(BACKBONES[name], results[name]), sep="\n", flush=True)
+    if len(chosen) < len(BACKBONES):
+        print("not all backbones: nothing written")
+        return
+    figure = picture(results, devices)
+    results = {"devices": devices, "rounds": options.rounds, "backbones": results}
+    path = save(f"backbones-{jax.default_backend()}", results)
+    plots.save(figure, path.with_suffix(".png"))
+    print("written to", path)
 
 
 if __name__ == "__main__":

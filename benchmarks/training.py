@@ -9,104 +9,29 @@ usually written, with a data loader, and tuned, with ready-made batches and with
 attention weights. Writes ``results/training-cpu.json`` or ``-gpu``.
 """
 
-import os
-
-# Idle OpenMP threads would spin on the cores of the candidate after PyTorch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
-import optax
-import torch
-from flax import nnx
+from candidates import JaxRun, TorchRun, new_model
 from harness import load, save, time_in_turns
-from torch_sasrec import TorchSASRec, UserSamples
+from torch_models.samples import packed
 
-import sevo_jax as sevo
 from sevo_jax.data import PackedBatch, left_pad
-from sevo_jax.evaluation import Evaluator
-from sevo_jax.models import SASRec
 from sevo_jax.training import RECIPES, Trainer
-from sevo_jax.training.mesh import (
-    make_mesh,
-    row_sharding,
-    split_batches,
-    split_tables,
-)
 from sevo_jax.training.profile import format_phases, measure_phases
-from sevo_jax.training.step import TrainState, train_epoch
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")
 
 
-class Packed:
-    """What ``sevo-jax train`` does for an epoch, the host's packing included."""
-
-    def __init__(self, optimizer: str):
-        self.mesh = make_mesh()
-        config = RECIPE.optimizer
-        model = SASRec(SPLIT.num_items, RECIPE.architecture, rngs=nnx.Rngs(0))
-        adjacency = sevo.graphs.cooccurrence(
-            SPLIT.train,
-            SPLIT.num_items,
-            max_len=RECIPE.graph.max_len,
-            item_offset=model.item_offset,
-        )
-        graph = split_tables(self.mesh, sevo.prepare(adjacency), ())
-        self.graphs = {"item_embedding": graph}
-        settings = dict(b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
-        if optimizer == "sevo_adamw":
-            self.optimizer = sevo.sevo_adamw(
-                config.learning_rate, self.graphs, beta=config.beta, **settings
-            )
-        else:
-            self.optimizer = optax.with_extra_args_support(
-                optax.adamw(config.learning_rate, **settings)
-            )
-        self.graphdef, params = nnx.split(model)
-        state = TrainState(params, self.optimizer.init(params))
-        self.state = split_tables(self.mesh, state, self.graphs)
-        self.epochs = model.epochs(SPLIT.train, batch_size=RECIPE.batch_size, seed=0)
-        self.evaluator = Evaluator(
-            model, SPLIT, "valid", sharding=row_sharding(self.mesh)
-        )
-        self.epoch = 0
-
-    def batches(self) -> PackedBatch:
-        return self.epochs[self.epoch]
-
-    def train(self) -> jax.Array:
-        self.state, losses = train_epoch(
-            self.graphdef,
-            self.optimizer,
-            self.state,
-            split_batches(self.mesh, self.batches()),
-            self.graphs,
-            np.uint32(0),
-            np.int32(self.epoch),
-        )
-        self.epoch += 1
-        return losses.block_until_ready()
-
-    def evaluate(self) -> dict:
-        return self.evaluator(nnx.merge(self.graphdef, self.state.params))
-
-
-class Padded(Packed):
+class Padded(JaxRun):
     """The same compiled step on left-padded frames, one user a row."""
 
-    def batches(self) -> PackedBatch:
-        inputs, targets, negatives = padded_frames(self.epochs, self.epoch)
-        valid = (targets > 0).astype(np.int32)
-        pads = np.sum(valid == 0, axis=-1, keepdims=True, dtype=np.int32) * valid
-        positions = np.arange(valid.shape[-1], dtype=np.int32) * valid
-        return PackedBatch(inputs, targets, negatives, valid, positions, pads)
+    def draw(self, epoch: int) -> PackedBatch:
+        return packed(*padded_frames(self.epochs, epoch))
 
 
 def padded_frames(epochs, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,76 +50,31 @@ def padded_frames(epochs, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return inputs[order], targets[order], negatives[order]
 
 
-class Torch:
-    """PyTorch, as usually written or tuned."""
+class TunedTorch(TorchRun):
+    """PyTorch on ready-made batches, spared the attention weights nobody reads."""
 
-    def __init__(self, tuned: bool):
-        torch.manual_seed(0)
-        architecture, config = RECIPE.architecture, RECIPE.optimizer
-        self.model = TorchSASRec(
-            SPLIT.num_items,
-            max_len=architecture.max_len,
-            width=architecture.width,
-            num_blocks=architecture.num_blocks,
-            dropout=architecture.dropout,
-            tuned=tuned,
+    def __init__(self):
+        super().__init__(RECIPE, SPLIT)
+        for block in self.model.blocks:
+            block.need_weights = False
+        self.epochs = new_model(RECIPE, SPLIT).epochs(
+            SPLIT.train, batch_size=RECIPE.batch_size, seed=0
         )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            betas=(config.b1, config.b2),
-            weight_decay=config.weight_decay,
-        )
-        self.inputs = left_pad(SPLIT.train, architecture.max_len)
-        self.loader = torch.utils.data.DataLoader(
-            UserSamples(SPLIT.train, SPLIT.num_items, architecture.max_len),
-            batch_size=RECIPE.batch_size,
-            shuffle=True,
-        )
-        self.epochs = Packed("adamw").epochs if tuned else None
         self.epoch = 0
 
     def batches(self):
-        if self.epochs is None:
-            return self.loader
         frames = padded_frames(self.epochs, self.epoch)
-        return zip(*(torch.from_numpy(part).long() for part in frames))
-
-    def train(self) -> float:
-        self.model.train()
-        for batch in self.batches():
-            self.optimizer.zero_grad()
-            loss = self.model.loss(*batch)
-            loss.backward()
-            self.optimizer.step()
         self.epoch += 1
-        return float(loss.detach())
-
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        self.model.eval()
-        lengths = SPLIT.train.lengths
-        ranks = []
-        for start in range(0, len(lengths), 512):
-            users = slice(start, start + 512)
-            scores = self.model.score(torch.from_numpy(self.inputs[users]).long())
-            target = scores.gather(1, torch.from_numpy(SPLIT.valid[users, None]).long())
-            first, last = SPLIT.train.offsets[[start, min(start + 512, len(lengths))]]
-            rows = np.repeat(np.arange(len(lengths[users])), lengths[users])
-            columns = SPLIT.train.values[first:last]
-            scores[torch.from_numpy(rows), torch.from_numpy(columns).long()] = -1e23
-            ranks.append((scores > target).sum(1) + 1)
-        ranks = torch.cat(ranks)
-        return float((1 / torch.log2(ranks + 1.0))[ranks <= 10].sum() / len(ranks))
+        return zip(*(part.astype(np.int64) for part in frames))
 
 
 def candidate(name: str):
-    optimizer = "sevo_adamw" if "SEvo" in name else "adamw"
+    recipe = RECIPE.with_optimizer("sevo_adamw" if "SEvo" in name else "adamw")
     if name.startswith("packed"):
-        return Packed(optimizer)
+        return JaxRun(recipe, SPLIT)
     if name.startswith("padded"):
-        return Padded(optimizer)
-    return Torch(tuned="tuned" in name)
+        return Padded(recipe, SPLIT)
+    return TunedTorch() if "tuned" in name else TorchRun(recipe, SPLIT)
 
 
 BASELINE = "PyTorch, AdamW"

@@ -1,0 +1,190 @@
+"""What the training benchmarks time: a recipe in sevo_jax, and in plain PyTorch.
+
+A candidate trains an epoch with `train` and ranks all users with `evaluate`.
+"""
+
+import os
+
+# Idle OpenMP threads would spin on the cores of the candidate after PyTorch, and JAX
+# would take most of a GPU's memory for itself. To be said before either is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from torch_models import copy_of
+
+import sevo_jax as sevo
+from sevo_jax import models
+from sevo_jax.data import LeaveOneOut
+from sevo_jax.evaluation import Evaluator
+from sevo_jax.training import Recipe, make_optimizer
+from sevo_jax.training.graph import build_graph
+from sevo_jax.training.mesh import (
+    make_mesh,
+    row_sharding,
+    split_batches,
+    split_tables,
+)
+from sevo_jax.training.step import TrainState, train_epoch
+
+
+def new_model(recipe: Recipe, split: LeaveOneOut) -> Any:
+    """The recipe's model at its start, the same for all candidates."""
+    return models.make(
+        recipe.model,
+        split.num_users,
+        split.num_items,
+        recipe.architecture,
+        rngs=nnx.Rngs(0),
+    )
+
+
+class JaxRun:
+    """What ``sevo-jax train`` does.
+
+    The batches of an epoch are drawn, packed and sent to the device while the epoch
+    before is trained; `train` ends when both are done.
+    """
+
+    def __init__(self, recipe: Recipe, split: LeaveOneOut):
+        self.mesh = make_mesh()
+        model = new_model(recipe, split)
+        graph = sevo.prepare(build_graph(recipe.graph, split, model.item_offset))
+        graph = split_tables(self.mesh, graph, ())
+        self.graphs = {key: graph for key in model.smoothed[recipe.graph.kind]}
+        self.optimizer = make_optimizer(recipe.optimizer, self.graphs)
+        self.graphdef, params = nnx.split(model)
+        state = TrainState(params, self.optimizer.init(params))
+        self.state = split_tables(self.mesh, state, ())
+        self.epochs = model.epochs(split.train, batch_size=recipe.batch_size, seed=0)
+        self.evaluator = Evaluator(
+            model, split, "valid", sharding=row_sharding(self.mesh)
+        )
+        self.pool = ThreadPoolExecutor(max_workers=1)
+        self.epoch = 0
+        self.batches = self.load(0)
+
+    def draw(self, epoch: int) -> Any:
+        """The batches of an epoch, as the model takes them."""
+        return self.epochs[epoch]
+
+    def load(self, epoch: int) -> Any:
+        """The batches of an epoch, on the device."""
+        return jax.block_until_ready(split_batches(self.mesh, self.draw(epoch)))
+
+    def train(self) -> jax.Array:
+        """Trains an epoch and returns the loss of each step."""
+        following = self.pool.submit(self.load, self.epoch + 1)
+        self.state, losses = train_epoch(
+            self.graphdef,
+            self.optimizer,
+            self.state,
+            self.batches,
+            self.graphs,
+            np.uint32(0),
+            np.int32(self.epoch),
+        )
+        losses.block_until_ready()
+        self.epoch += 1
+        self.batches = following.result()
+        return losses
+
+    def evaluate(self) -> float:
+        """Ranks the validation items and returns their NDCG@10."""
+        return self.evaluator(nnx.merge(self.graphdef, self.state.params))["NDCG@10"]
+
+
+class TorchRun:
+    """The same model in plain PyTorch, from the same parameters, with its AdamW.
+
+    On a GPU the loader has four processes of its own, and products have the precision
+    that is JAX's default there.
+
+    Args:
+      recipe: what to train; its optimizer's name and its graph make no difference.
+      split: the data.
+      device: "cpu" or "cuda".
+      max_steps: how many steps of an epoch `train` does; None for all.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: LeaveOneOut,
+        device: str = "cpu",
+        *,
+        max_steps: int | None = None,
+    ):
+        self.split, self.device = split, device
+        torch.manual_seed(0)
+        self.model = copy_of(new_model(recipe, split)).to(device)
+        config = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.b1, config.b2),
+            weight_decay=config.weight_decay,
+        )
+        on_gpu = device == "cuda"
+        if on_gpu:
+            torch.set_float32_matmul_precision("high")
+        samples = self.model.Samples(split.train, split.num_items, recipe.architecture)
+        self.loader = torch.utils.data.DataLoader(
+            samples,
+            batch_size=recipe.batch_size,
+            shuffle=True,
+            num_workers=4 if on_gpu else 0,
+            persistent_workers=on_gpu,
+            pin_memory=on_gpu,
+            # JAX has threads, which a forked process would lack.
+            multiprocessing_context="spawn" if on_gpu else None,
+        )
+        self.num_steps = min(max_steps or len(self.loader), len(self.loader))
+        self.share = min(1.0, self.num_steps * recipe.batch_size / len(samples))
+        self.frames = self.model.frames(split.train, np.arange(split.num_users))
+
+    def batches(self) -> Iterable[Any]:
+        """The batches of an epoch, on the host."""
+        return self.loader
+
+    def train(self) -> float:
+        """Trains `num_steps` steps, the share `share` of an epoch's samples."""
+        self.model.train()
+        for batch in islice(self.batches(), self.num_steps):
+            batch = [
+                torch.as_tensor(part).to(self.device, non_blocking=True)
+                for part in batch
+            ]
+            self.optimizer.zero_grad()
+            loss = self.model.loss(*batch)
+            loss.backward()
+            self.optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Ranks the validation items and returns their NDCG@10."""
+        self.model.eval()
+        train, valid = self.split.train, torch.from_numpy(self.split.valid).long()
+        items = torch.from_numpy(train.values).long()
+        ranks = []
+        for start in range(0, len(train), 512):
+            users = slice(start, start + 512)
+            scores = self.model.score(self.frames[users].to(self.device))
+            target = scores.gather(1, valid[users, None].to(self.device))
+            lengths = torch.from_numpy(train.lengths[users])
+            rows = torch.arange(len(lengths)).repeat_interleave(lengths)
+            first, last = train.offsets[[start, start + len(lengths)]]
+            scores[rows.to(self.device), items[first:last].to(self.device)] = -1e23
+            ranks.append((scores > target).sum(1) + 1)
+        ranks = torch.cat(ranks)
+        gains = (1 / torch.log2(ranks + 1.0))[ranks <= 10]
+        return float(gains.sum() / len(ranks))
