@@ -135,8 +135,10 @@ def _chunks(
 
 def _complete(path: str | os.PathLike, name: str, array: Any, row: int) -> Any:
     """The column as plain values, none of them missing or infinite."""
-    from pyarrow import compute, types
+    import pyarrow.compute
+    from pyarrow import types
 
+    compute: Any = pyarrow.compute
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
     present = array.is_valid()
@@ -166,12 +168,14 @@ def _starts(
     row: int,
 ) -> np.ndarray:
     """Where users begin; `before` is the row before, without which row 0 does not."""
-    from pyarrow import compute, concat_arrays
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute
 
     def compare(how: Any, title: str) -> np.ndarray:
         array = arrays[title]
         if before is not None:
-            array = concat_arrays([before[title], array])
+            array = pyarrow.concat_arrays([before[title], array])
         return how(array[1:], array[:-1]).to_numpy(zero_copy_only=False)
 
     def where(title: str, at: int) -> str:

@@ -88,7 +88,8 @@ def _write(
         header += " " * (-end % _ALIGNMENT) + "\n"
         member.write(np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little"))
         member.write(header.encode("ascii"))
-        member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        flat = np.ascontiguousarray(array).reshape(-1)
+        member.write(flat.view(np.uint8).data)
 
 
 @overload

@@ -1,6 +1,7 @@
 """Streaming: what a file holds comes back user by user, and its faults are named."""
 
 import re
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_named_columns(tmp_path):
     }
     path = tmp_path / "log.parquet"
     parquet.write_table(pyarrow.table(table), path)
-    names = dict(user="who", item="WHAT", timestamp="when")
+    names: Any = dict(user="who", item="WHAT", timestamp="when")
     assert rows_of(path, **names) == [[0, 1], [2]]
 
 
