@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,8 +18,9 @@ from sevo_jax.cli._runs import (
     remember,
 )
 from sevo_jax.data.split import leave_one_out
-from sevo_jax.training import OptimizerConfig, Trainer, has_checkpoint
+from sevo_jax.training import OptimizerConfig, Trainer, connect, has_checkpoint
 from sevo_jax.training.compare import format_metrics
+from sevo_jax.training.processes import is_first
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class Train(RecipeOptions):
         option("Folder of the run.", "DIR", "runs/MODEL-DATA-OPTIMIZER-seedN"),
     ] = None
     resume: Annotated[bool, option("Go on with a run that was stopped.")] = False
+    distributed: Annotated[
+        tuple[str, int, int] | Literal["auto"] | None,
+        option(
+            "Train with other processes, which are given the same options: the address "
+            "of the first, how many there are, and which this is, from 0; auto finds "
+            "these out on Slurm, Open MPI, Kubernetes and Cloud TPU. --mesh is of the "
+            "devices of all.",
+            "HOST:PORT PROCESSES ID",
+            "alone",
+        ),
+    ] = None
     optimizer: tyro.conf.OmitArgPrefixes[NamedOptimizer]
 
 
@@ -65,13 +77,22 @@ def train(args: Sequence[str]) -> None:
     split = leave_one_out(options.data.load())
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
-    check_output(output, options.resume)
-    trainer = Trainer(recipe, split, mesh=options.devices())
-    resume = has_checkpoint(output)
-    if not resume:
-        remember(options.data, output)
-    print(f"writing to {output}", file=sys.stderr)
+    if options.distributed == "auto":
+        connect()
+    elif options.distributed is not None:
+        connect(*options.distributed)
+    mesh = options.devices()
+    if is_first():
+        check_output(output, options.resume)
+    resume = options.resume and has_checkpoint(output)
+    trainer = Trainer(recipe, split, mesh=mesh)
+    if is_first():
+        if not resume:
+            remember(options.data, output)
+        print(f"writing to {output}", file=sys.stderr)
     result = trainer.run(seed=options.seed, output=output, resume=resume)
+    if not is_first():
+        return
     print(
         f"{result.model} on {result.dataset}, {result.optimizer}, seed {result.seed}, "
         f"best epoch {result.best_epoch} of {recipe.epochs}"
