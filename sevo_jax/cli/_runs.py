@@ -69,8 +69,10 @@ class RecipeOptions:
         Raises:
           ValueError: if there are not as many.
         """
-        # Unless somebody has said how many, or JAX is in use and has its devices.
-        if jax.config.jax_num_cpu_devices < 1:  # pyright: ignore
+        # Unless somebody has said how many, or JAX is in use and has its devices, or
+        # other processes have a part of them.
+        chosen = jax.config.jax_num_cpu_devices >= 1  # pyright: ignore
+        if not chosen and not jax.distributed.is_initialized():
             with contextlib.suppress(RuntimeError):
                 jax.config.update("jax_num_cpu_devices", math.prod(self.mesh))
         return make_mesh(*self.mesh)

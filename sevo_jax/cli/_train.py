@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,8 +18,9 @@ from sevo_jax.cli._runs import (
     remember,
 )
 from sevo_jax.data.split import leave_one_out
-from sevo_jax.training import OptimizerConfig, Trainer, has_checkpoint
+from sevo_jax.training import OptimizerConfig, Trainer, connect, has_checkpoint
 from sevo_jax.training.compare import format_metrics
+from sevo_jax.training.processes import is_first
 from sevo_jax.training.profile import format_phases, profile
 
 
@@ -68,6 +69,17 @@ class Train(RecipeOptions):
             "no profile",
         ),
     ] = None
+    distributed: Annotated[
+        tuple[str, int, int] | Literal["auto"] | None,
+        option(
+            "Train with other processes, which are given the same options: the address "
+            "of the first, how many there are, and which this is, from 0; auto finds "
+            "these out on Slurm, Open MPI, Kubernetes and Cloud TPU. --mesh is of the "
+            "devices of all.",
+            "HOST:PORT PROCESSES ID",
+            "alone",
+        ),
+    ] = None
     optimizer: tyro.conf.OmitArgPrefixes[NamedOptimizer]
 
 
@@ -79,21 +91,32 @@ def train(args: Sequence[str]) -> None:
     check_seeds(options.seed)
     if options.profile is not None and options.profile.is_file():
         raise ValueError(f"--profile is {options.profile}, a file: choose a folder")
+    if options.profile is not None and options.distributed is not None:
+        raise ValueError("--profile is of one process: leave out --distributed")
     recipe = options.build()
     split = leave_one_out(options.data.load())
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
-    check_output(output, options.resume)
-    trainer = Trainer(recipe, split, mesh=options.devices())
+    if options.distributed == "auto":
+        connect()
+    elif options.distributed is not None:
+        connect(*options.distributed)
+    mesh = options.devices()
+    if is_first():
+        check_output(output, options.resume)
+    resume = options.resume and has_checkpoint(output)
+    trainer = Trainer(recipe, split, mesh=mesh)
     if options.profile is not None:
         print(f"profiling to {options.profile}", file=sys.stderr)
         measured = profile(trainer, options.profile, seed=options.seed)
         print(f"{format_phases(measured)}\n{measured['method']}\n")
-    resume = has_checkpoint(output)
-    if not resume:
-        remember(options.data, output)
-    print(f"writing to {output}", file=sys.stderr)
+    if is_first():
+        if not resume:
+            remember(options.data, output)
+        print(f"writing to {output}", file=sys.stderr)
     result = trainer.run(seed=options.seed, output=output, resume=resume)
+    if not is_first():
+        return
     print(
         f"{result.model} on {result.dataset}, {result.optimizer}, seed {result.seed}, "
         f"best epoch {result.best_epoch} of {recipe.epochs}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax.data.sequences import Sequences
@@ -84,7 +84,8 @@ class Evaluator:
       batch_size: users scored at a time; by default as many as keep the scores in
         the processor's cache.
       sharding: where the arrays of a batch go, which may split their first axis, the
-        users; by default to the first device.
+        users; by default to the first device. It may span processes, each of which
+        then makes the same evaluator and gets all ranks.
 
     Raises:
       ValueError: if `part` is neither, or no user has a target.
@@ -101,7 +102,7 @@ class Evaluator:
         part: Part,
         *,
         batch_size: int | None = None,
-        sharding: Sharding | None = None,
+        sharding: NamedSharding | None = None,
     ):
         if part not in ("valid", "test"):
             raise ValueError(f"part is {part!r}: choose 'valid' or 'test'")
@@ -119,8 +120,9 @@ class Evaluator:
         size = -(-size // shards) * shards
         self.part = part
         self.users = users
+        self._sharding = sharding
         self._batches = [
-            (rows, jax.device_put((inputs, targets[users[rows]], seen), sharding))
+            (rows, [self._put(x) for x in (inputs, targets[users[rows]], seen)])
             for rows, inputs, seen in _batches(model, history, users, history, size)
         ]
 
@@ -135,7 +137,7 @@ class Evaluator:
         """
         graphdef, state = nnx.split(model)
         results = [
-            (rows, _batch_ranks(graphdef, state, *batch))
+            (rows, self._replicated(_batch_ranks(graphdef, state, *batch)))
             for rows, batch in self._batches
         ]
         ranks = np.empty(self.users.size, np.int32)
@@ -149,6 +151,18 @@ class Evaluator:
                 "the parameters have diverged, lower the learning rate"
             )
         return ranks
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        if self._sharding is None:
+            return jax.device_put(x)
+        # Each process takes its parts; device_put would have all compare the whole.
+        return jax.make_array_from_callback(x.shape, self._sharding, x.__getitem__)
+
+    def _replicated(self, results: Any) -> Any:
+        if self._sharding is None or self._sharding.is_fully_addressable:
+            return results
+        everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
+        return jax.device_put(results, everywhere)
 
     def __call__(self, model: nnx.Module) -> dict[str, float]:
         """The five metrics of `sevo_jax.evaluation.metrics`, means over `users`."""

@@ -2,6 +2,7 @@
 
 from sevo_jax.training.checkpoint import CheckpointError, fingerprint, has_checkpoint
 from sevo_jax.training.optimizers import make_optimizer, optimizer_names
+from sevo_jax.training.processes import connect
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
 from sevo_jax.training.recipes import RECIPES, find_recipe
 from sevo_jax.training.runs import RunResult, SavedRun, load
@@ -16,6 +17,7 @@ __all__ = [
     "RunResult",
     "SavedRun",
     "Trainer",
+    "connect",
     "find_recipe",
     "fingerprint",
     "has_checkpoint",

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 import sevo_jax
 from sevo_jax.data.split import LeaveOneOut
+from sevo_jax.training.processes import is_first
 
 
 class CheckpointError(ValueError):
@@ -68,7 +69,9 @@ class Checkpoints:
     A checkpoint is a directory named by its epoch: `training` (the arrays that
     training goes on with) and `best` (the best parameters), both written by Orbax,
     `about.json`, and `manifest.json` with a checksum of every file. It is written
-    beside its place and renamed, so a killed process leaves the one before.
+    beside its place and renamed, so a killed process leaves the one before. Where
+    there are several processes, all of them save and restore; their number and devices
+    may be others when it is restored.
 
     Args:
       run_dir: directory of the run; the checkpoints are in its `checkpoints/`.
@@ -107,11 +110,15 @@ class Checkpoints:
           about: JSON values.
         """
         unfinished = self._directory / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        # Orbax has the other processes wait until the first has come to save.
+        if is_first():
+            shutil.rmtree(unfinished, ignore_errors=True)
         for name, tree in (("training", training), ("best", best)):
             self._orbax.save(unfinished / name, tree)
             # The arrays are donated to the next epoch: nothing may still read them.
             self._orbax.wait_until_finished()
+        if not is_first():
+            return
         (unfinished / "about.json").write_text(json.dumps(about), encoding="utf-8")
         manifest = json.dumps(_checksums(unfinished))
         (unfinished / "manifest.json").write_text(manifest, encoding="utf-8")

@@ -22,8 +22,9 @@ def make_mesh(data: int = 1, width: int = 1) -> Mesh:
         moments are split, at least 1. SEvo's smoothing needs no communication then.
 
     Raises:
-      ValueError: if there are fewer devices. On a CPU `jax_num_cpu_devices` says how
-        many there are, and must be set before JAX is first used.
+      ValueError: if there are fewer devices, or several processes and more devices.
+        On a CPU `jax_num_cpu_devices` says how many each process has, and must be set
+        before JAX is first used.
 
     Examples:
       >>> mesh = make_mesh()
@@ -38,6 +39,11 @@ def make_mesh(data: int = 1, width: int = 1) -> Mesh:
             f"the mesh is {data} x {width}, but there are {len(devices)} devices "
             f"({devices[0].device_kind}); on a CPU, jax.config.update("
             f"'jax_num_cpu_devices', {data * width}) before JAX is used makes more"
+        )
+    if jax.process_count() > 1 and len(devices) > data * width:
+        raise ValueError(
+            f"the mesh is {data} x {width}, but the {jax.process_count()} processes "
+            f"have {len(devices)} devices: it must be of all of them"
         )
     chosen = np.array(devices[: data * width]).reshape(data, width)
     return Mesh(chosen, ("data", "width"), axis_types=(AxisType.Auto,) * 2)
@@ -71,6 +77,11 @@ def split_tables(mesh: Mesh, tree: Any, tables: Collection[str]) -> Any:
     return jax.tree_util.tree_map_with_path(put, tree)
 
 
+def fetch(mesh: Mesh, x: jax.Array) -> np.ndarray:
+    """An array on the host, whichever processes hold its parts."""
+    return np.asarray(_put(x, mesh, P()))
+
+
 def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
     # An axis of one device is left out, as it is in what a compiled epoch returns: a
     # sharding written otherwise would have the next epoch compiled anew.
@@ -81,4 +92,14 @@ def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
         name is None or (axis < x.ndim and x.shape[axis] % mesh.shape[name] == 0)
         for axis, name in enumerate(names)
     )
-    return jax.device_put(x, NamedSharding(mesh, P(*names) if fits else P()))
+    sharding = NamedSharding(mesh, P(*names) if fits else P())
+    if sharding.is_fully_addressable or _spans_processes(x):
+        return jax.device_put(x, sharding)
+    # Every process has the same array and takes its parts from it. device_put would
+    # compare them first, in step with whatever else the processes exchange.
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _spans_processes(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not x.is_fully_addressable

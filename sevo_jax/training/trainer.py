@@ -33,12 +33,14 @@ from sevo_jax.training.checkpoint import (
 from sevo_jax.training.graph import build_graph
 from sevo_jax.training.logging import RunLog
 from sevo_jax.training.mesh import (
+    fetch,
     make_mesh,
     row_sharding,
     split_batches,
     split_tables,
 )
 from sevo_jax.training.optimizers import make_optimizer
+from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.runs import Progress, RunResult
 from sevo_jax.training.step import TrainState, train_epoch, train_epoch_together
@@ -91,7 +93,10 @@ class _Run:
 class Trainer:
     """Trains a recipe on a split, once a seed.
 
-    Graph, evaluators and compiled programs are made once and serve all seeds.
+    Graph, evaluators and compiled programs are made once and serve all seeds. Several
+    processes, joined by `sevo_jax.training.connect`, each make the same trainer on a
+    mesh of all their devices, and get the same results; the first of them writes and
+    shows progress.
 
     Args:
       recipe: what to run.
@@ -235,7 +240,7 @@ class Trainer:
         run = self._start(seed)
         if output is not None:
             run.directory = Path(output)
-            if not resume:
+            if not resume and is_first():
                 _claim(run.directory, run.identity | {"protocol": self.protocol})
             run.checkpoints = Checkpoints(run.directory, create=not resume)
             stack.enter_context(run.checkpoints)
@@ -243,10 +248,10 @@ class Trainer:
                 run.restore()
                 run.state, run.best = self.place((run.state, run.best))
         run.log = RunLog(
-            run.directory,
+            run.directory if is_first() else None,
             start=run.progress.epoch,
             epochs=self.recipe.epochs,
-            progress=progress,
+            progress=progress and is_first(),
             label=label,
         )
         stack.enter_context(run.log)
@@ -254,7 +259,7 @@ class Trainer:
 
     def _finish(self, run: _Run) -> RunResult:
         result = self._result(run)
-        if run.directory is not None:
+        if run.directory is not None and is_first():
             text = json.dumps(result.to_dict(), indent=2)
             replace_text(run.directory / "result.json", text + "\n")
         return result
@@ -346,7 +351,7 @@ class Trainer:
         # compiled for the placement of the first.
         for run, state in zip(runs, states, strict=True):
             run.state = self.place(state)
-        losses = np.asarray(losses, np.float64)
+        losses = fetch(self.mesh, losses).astype(np.float64)
         seconds = (time.perf_counter() - began) / len(runs)
         for run, step_losses in zip(runs, losses, strict=True):
             self._record(run, step_losses, seconds)

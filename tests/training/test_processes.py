@@ -1,0 +1,229 @@
+"""One run in several processes, on virtual devices, with the collectives of CPUs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import sevo_jax
+from sevo_jax.cli import main
+from sevo_jax.data import leave_one_out
+from sevo_jax.data.readers import read
+from sevo_jax.data.writers import write
+from sevo_jax.models import MFBPRConfig
+from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
+from sevo_jax.training.logging import RunLog
+from sevo_jax.training.mesh import make_mesh
+
+# Seconds without a sign of life. Ten are too few where many tests share a processor.
+TIMEOUT = 30
+
+# How much a loss may differ from that of one device. Every process draws the same
+# batches, but the sums over a batch are taken in parts, in float32; the steps of four
+# epochs carry that on.
+TOLERANCE = 2e-5
+
+CHILD = """
+import json, os, signal, sys
+import jax
+from sevo_jax.training.processes import connect
+
+coordinator, processes, timeout, mesh, recipe, data, output, resume, dies = map(
+    json.loads, sys.argv[1:-1]
+)
+process = int(sys.argv[-1])
+connect(coordinator, processes, process, timeout=timeout)
+jax.config.update("jax_num_cpu_devices", mesh[0] * mesh[1] // processes)
+
+from sevo_jax.data import leave_one_out
+from sevo_jax.data.readers import read
+from sevo_jax.training import Recipe, Trainer
+from sevo_jax.training.logging import RunLog
+from sevo_jax.training.mesh import make_mesh
+
+told = RunLog.train
+
+def killed(self, epoch, loss, seconds):
+    told(self, epoch, loss, seconds)
+    if [process, epoch] == dies:
+        print("dies", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.train = killed
+split = leave_one_out(read(data))
+trainer = Trainer(Recipe.from_dict(recipe), split, mesh=make_mesh(*mesh))
+result = trainer.run(seed=3, output=output, resume=resume)
+print("result", json.dumps([result.losses, result.valid, result.test]))
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Trains in a second, so that starting the processes is most of the work."""
+    return Recipe(
+        model="mf-bpr",
+        architecture=MFBPRConfig(width=8),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        graph=GraphConfig("user-item", max_len=12),
+        batch_size=64,
+        epochs=4,
+        eval_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(ring_log, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "ring.txt"
+    write(ring_log(num_users=40), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trainer(recipe, data):
+    return Trainer(recipe, leave_one_out(read(data)))
+
+
+@pytest.fixture(scope="module")
+def alone(trainer):
+    """What one process and one device give."""
+    return trainer.run(seed=3, progress=False)
+
+
+def coordinator() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start(*args: str) -> subprocess.Popen:
+    root = str(Path(sevo_jax.__file__).parents[1])
+    paths = [root, os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, *args],
+        env={
+            **{k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(children: list[subprocess.Popen], seconds: float = 300):
+    """Status, output and errors of each; none is left behind."""
+    try:
+        outputs = [child.communicate(timeout=seconds) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return [
+        (child.returncode, *output)
+        for child, output in zip(children, outputs, strict=True)
+    ]
+
+
+def train(processes, mesh, recipe, data, output, *, resume=False, dies=None):
+    arguments = (
+        coordinator(),
+        processes,
+        TIMEOUT,
+        mesh,
+        recipe.to_dict(),
+        str(data),
+        str(output),
+        resume,
+        dies,
+    )
+    common = [json.dumps(argument) for argument in arguments]
+    return [start("-c", CHILD, *common, str(i)) for i in range(processes)]
+
+
+def assert_same(losses, valid, test, alone):
+    np.testing.assert_allclose(losses, alone.losses, rtol=TOLERANCE)
+    # Ranks are whole numbers, and no two scores are near enough to change places.
+    assert (valid, test) == (alone.valid, alone.test)
+
+
+def test_four_processes_train_as_one_does(recipe, data, alone, tmp_path):
+    output = tmp_path / "run"
+    done = finish(train(4, (2, 2), recipe, data, output))
+    results = []
+    for status, text, errors in done:
+        assert status == 0, errors
+        results.append(text.partition("result")[2])
+    assert len(set(results)) == 1
+    losses, valid, test = json.loads(results[0])
+    assert_same(losses, valid, test, alone)
+    # The first process tells, and nobody else.
+    assert ["epoch 4/4" in errors for _, _, errors in done] == [True] + 3 * [False]
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert (kinds.count("train"), kinds.count("evaluation")) == (4, 3)
+    assert json.loads((output / "result.json").read_text())["losses"] == losses
+
+
+def test_others_end_when_a_process_dies_and_one_goes_on(
+    recipe, data, trainer, alone, tmp_path
+):
+    output = tmp_path / "run"
+    children = train(2, (2, 1), recipe, data, output, dies=[1, 2])
+    assert children[1].wait(timeout=300) == -signal.SIGKILL
+    began = time.monotonic()
+    (status, _, errors), _ = finish(children, seconds=3 * TIMEOUT)
+    assert time.monotonic() - began < 2 * TIMEOUT
+    assert status != 0
+    assert "Gloo" in errors or "another task died" in errors, errors
+    assert not (output / "result.json").exists()
+    # From the checkpoint of two processes, one process trains the rest.
+    resumed = trainer.run(seed=3, output=output, resume=True, progress=False)
+    assert_same(resumed.losses, resumed.valid, resumed.test, alone)
+
+
+def test_command_line_goes_on_in_more_processes(
+    recipe, data, tmp_path, capsys, monkeypatch
+):
+    command = [
+        *("train", "--model", recipe.model, "--data", str(data), "--epochs", "4"),
+        *("--eval-every", "2", "--batch-size", "64", "--width", "8"),
+    ]
+    assert main([*command, "--output", str(tmp_path / "alone")]) == 0
+    expected = capsys.readouterr().out
+
+    def stopped(self, epoch, loss, seconds):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    output = str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "train", stopped)
+        assert main([*command, "--output", output]) == 130
+    command += ["--output", output, "--resume", "--mesh", "1", "2", "--distributed"]
+    address = coordinator()
+    script = "import sys; from sevo_jax.cli import main; sys.exit(main())"
+    done = finish(
+        [start("-c", script, *command, address, "2", str(i)) for i in range(2)]
+    )
+    for status, _, errors in done:
+        assert status == 0, errors
+    assert done[0][1].endswith(expected)
+    assert "protocol" not in done[1][1]
+    losses = [
+        json.loads((tmp_path / name / "result.json").read_text())["losses"]
+        for name in ("alone", "run")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=TOLERANCE)
+
+
+def test_a_mesh_of_a_part_of_the_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 x 2, but the 2 processes have 8 devices"):
+        make_mesh(2, 2)
