@@ -12,7 +12,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import jax
@@ -112,7 +111,11 @@ class TorchRun:
       recipe: what to train; its optimizer's name and its graph make no difference.
       split: the data.
       device: "cpu" or "cuda".
-      max_steps: how many steps of an epoch `train` does; None for all.
+      max_steps: how many steps of an epoch `train` does, on so large a random part of
+        the samples; None for all.
+
+    Attributes:
+      share: of an epoch's samples, how many `train` takes.
     """
 
     def __init__(
@@ -137,6 +140,13 @@ class TorchRun:
         if on_gpu:
             torch.set_float32_matmul_precision("high")
         samples = self.model.Samples(split.train, split.num_items, recipe.architecture)
+        size = len(samples)
+        if max_steps is not None:
+            # Not the loader cut short: what it does once an epoch would count in full.
+            chosen = np.random.default_rng(0).permutation(size)
+            chosen = chosen[: max_steps * recipe.batch_size].tolist()
+            samples = torch.utils.data.Subset(samples, chosen)
+        self.share = len(samples) / size
         self.loader = torch.utils.data.DataLoader(
             samples,
             batch_size=recipe.batch_size,
@@ -147,8 +157,6 @@ class TorchRun:
             # JAX has threads, which a forked process would lack.
             multiprocessing_context="spawn" if on_gpu else None,
         )
-        self.num_steps = min(max_steps or len(self.loader), len(self.loader))
-        self.share = min(1.0, self.num_steps * recipe.batch_size / len(samples))
         self.frames = self.model.frames(split.train, np.arange(split.num_users))
 
     def batches(self) -> Iterable[Any]:
@@ -156,9 +164,9 @@ class TorchRun:
         return self.loader
 
     def train(self) -> float:
-        """Trains `num_steps` steps, the share `share` of an epoch's samples."""
+        """Trains an epoch, or the part of it, and returns the last loss."""
         self.model.train()
-        for batch in islice(self.batches(), self.num_steps):
+        for batch in self.batches():
             batch = [
                 torch.as_tensor(part).to(self.device, non_blocking=True)
                 for part in batch
