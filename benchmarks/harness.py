@@ -193,7 +193,8 @@ def save(name: str, results: object) -> Path:
     """Writes results with the machine and the versions they were measured on.
 
     Returns:
-      Their path: ``NAME-cpu.json``, ``NAME-gpu.json`` or ``NAME-tpu.json``.
+      Their path: ``NAME-cpu.json``, ``NAME-gpu.json`` or ``NAME-tpu.json``, by
+      processor time ``NAME-cpu-processor.json``.
     """
     import scipy
 
@@ -213,7 +214,8 @@ def save(name: str, results: object) -> Path:
         "clock": CLOCK,
         "versions": versions,
     }
-    path = RESULTS / f"{name}-{jax.default_backend()}.json"
+    clock_name = "" if CLOCK == "wall" else f"-{CLOCK}"
+    path = RESULTS / f"{name}-{jax.default_backend()}{clock_name}.json"
     path.parent.mkdir(exist_ok=True)
     content = json.dumps({"machine": machine, "results": results}, indent=2) + "\n"
     path.write_text(content)

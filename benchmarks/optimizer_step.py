@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from harness import keep_freed_memory, power_law, save, time_in_turns
+from harness import CLOCK, keep_freed_memory, power_law, save, time_in_turns
 
 import sevo_jax as sevo
 from sevo_jax._sparse import matmul
@@ -213,7 +213,7 @@ def draw(measured: list[dict], path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_ylabel("table: rows x width")
-    axes.set_xlabel("time of a step / time of a step of optax.adamw")
+    axes.set_xlabel(f"{CLOCK} time of a step / that of optax.adamw")
     axes.set_title(f"A step of sevo_adamw on {jax.devices()[0].device_kind}, L = 3")
     axes.grid(alpha=0.3, axis="x")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

@@ -41,6 +41,7 @@ import numpy as np
 import optax
 import scipy.sparse
 from harness import (
+    CLOCK,
     Bandwidth,
     keep_freed_memory,
     load,
@@ -419,7 +420,7 @@ def draw(measured: list[dict], path: Path) -> None:
     )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("time / time of sevo_jax (left of 1: faster)")
+    axes.set_xlabel(f"{CLOCK} time / that of sevo_jax (left of 1: faster)")
     axes.set_title(f"psi(X) on {jax.devices()[0].device_kind}; base: d = 64, L = 3")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
