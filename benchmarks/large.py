@@ -26,8 +26,7 @@ fitted to the first size it predicts the others.
 For a billion rows it prints what each device holds and exchanges. The halo, the rows
 of other devices that a device's entries name, is counted on the largest graph that was
 run, cut into as many parts; its nodes are shuffled, so a partition of a real graph
-would have a smaller one. sevo_jax shards over the width; over the rows, it gathers the
-whole table, and the halo exchange here is a plan.
+would have a smaller one. A graph over the rows is made by ``sevo_jax.shard_rows``.
 
 Writes ``results/large-cpu.json`` and ``.png``, or ``-gpu``.
 """
