@@ -21,8 +21,7 @@ import argparse
 from typing import Any
 
 import jax
-import torch
-from candidates import JaxRun, TorchRun, new_model
+from candidates import JaxRun, TorchRun, device_name, new_model, torch_device
 from harness import load, save, time_in_turns
 from matplotlib.figure import Figure
 from torch_models import check
@@ -127,17 +126,6 @@ def _three_digits(seconds: float) -> str:
     return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
 
 
-def torch_device() -> str:
-    """Where PyTorch can run, which must be where JAX does."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (device == "cuda") != (jax.default_backend() == "gpu"):
-        raise SystemExit(
-            f"JAX would run on {jax.default_backend()}, PyTorch on {device}: install "
-            "both for the same device, or say --device or JAX_PLATFORMS"
-        )
-    return device
-
-
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
@@ -166,8 +154,7 @@ def main() -> None:
     for name in checked.values():
         check(new_model(RECIPES[f"{name}-beauty"], split), split.train)
 
-    torch_name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {torch_name}"
+    devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {device_name(device)}"
     print(f"{devices}; seconds, and how many times faster than PyTorch")
     print(f"{'':35}{'an epoch':>12} {'faster':>8}{'ranking':>12} {'faster':>8}")
     results = {}

@@ -4,9 +4,12 @@ A candidate trains an epoch with `train` and ranks all users with `evaluate`.
 """
 
 import os
+import sys
 
-# Idle OpenMP threads would spin on the cores of the candidate after PyTorch, and JAX
-# would take most of a GPU's memory for itself. To be said before either is imported.
+# Idle OpenMP threads would spin on the cores of the candidate after PyTorch, which
+# reads this when it is imported, and JAX would take most of a GPU's memory for itself.
+if "torch" in sys.modules:
+    raise ImportError("import candidates before torch, whose threads it settles")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -196,3 +199,19 @@ class TorchRun:
         ranks = torch.cat(ranks)
         gains = (1 / torch.log2(ranks + 1.0))[ranks <= 10]
         return float(gains.sum() / len(ranks))
+
+
+def torch_device() -> str:
+    """Where PyTorch can run, which must be where JAX does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (device == "cuda") != (jax.default_backend() == "gpu"):
+        raise SystemExit(
+            f"JAX would run on {jax.default_backend()}, PyTorch on {device}: install "
+            "both for the same device, or say --device or JAX_PLATFORMS"
+        )
+    return device
+
+
+def device_name(device: str) -> str:
+    """The name of a device of PyTorch."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
