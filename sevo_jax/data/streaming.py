@@ -114,7 +114,7 @@ def _chunks(
     before, row = None, 0
     kept: list[np.ndarray] = []
     with file:
-        for batch in file.iter_batches(_BATCH, columns=list(columns.values())):
+        for batch in _batches(file, list(columns.values())):
             arrays = {
                 title: _complete(path, name, batch.column(name), row)
                 for title, name in columns.items()
@@ -131,6 +131,13 @@ def _chunks(
             row += batch.num_rows
     values = np.concatenate(kept)
     yield Sequences.from_lengths(values, np.array([values.size]))
+
+
+def _batches(file: Any, names: list[str]) -> Iterator[Any]:
+    """The rows of the file, without more than one row group in memory."""
+    for group in range(file.num_row_groups):
+        # A reader of all groups keeps the bytes of each until the last is read.
+        yield from file.iter_batches(_BATCH, row_groups=[group], columns=names)
 
 
 def _complete(path: str | os.PathLike, name: str, array: Any, row: int) -> Any:

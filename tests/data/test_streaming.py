@@ -59,6 +59,20 @@ def test_a_long_file_is_read_in_parts(tmp_path):
     assert sum(sizes) == 7000 and len(sizes) == 71 and max(sizes) <= 105
 
 
+def test_memory_is_that_of_a_row_group(tmp_path):
+    """Nothing of a row group is kept when the next one is read."""
+    path, size = tmp_path / "log.parquet", 50 * 10_000
+    items = np.random.default_rng(0).integers(0, 2**30, size)
+    write(path, np.arange(size), items, row_group_size=10_000)
+    before, held = pyarrow.total_allocated_bytes(), []
+    with mock.patch.object(streaming, "_BATCH", 10_000):
+        for _ in stream(path, 2**30):
+            held.append(pyarrow.total_allocated_bytes() - before)
+    assert len(held) == 51
+    # A group with its decoded columns and buffers is an eighth of the file.
+    assert max(held) < path.stat().st_size / 4
+
+
 @pytest.mark.parametrize(
     "times",
     [
