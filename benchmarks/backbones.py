@@ -113,7 +113,7 @@ def picture(results: dict[str, Any], devices: str) -> Figure:
         axes.set_yscale("log")
         axes.set_ylabel("seconds (logarithmic)")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=9)
+    panels[1].legend(frameon=False, fontsize=9, loc="upper left")
     parts = [
         each["share of the epoch that PyTorch trained"] for each in results.values()
     ]
@@ -168,7 +168,7 @@ def main() -> None:
         return
     figure = picture(results, devices)
     results = {"devices": devices, "rounds": options.rounds, "backbones": results}
-    path = save(f"backbones-{jax.default_backend()}", results)
+    path = save("backbones", results)
     plots.save(figure, path.with_suffix(".png"))
     print("written to", path)
 
