@@ -6,7 +6,7 @@ Generates the file in a temporary folder (0.8 GB; 5 million users, a million ite
 builds the graph of neighbours from it while it holds only a few million rows, saves it,
 maps it and prepares it, each in a process of its own whose peak memory is taken. A
 smaller file is also built in memory as a whole, and the two graphs compared bit for
-bit. Writes ``results/graphs.json``.
+bit. Writes ``results/graphs-cpu.json``.
 """
 
 import argparse

@@ -8,7 +8,7 @@ community of about 200 nodes. Their ids are shuffled, as ids in real data are; a
 that order stand the order of degree, reverse Cuthill-McKee and, for communities, the
 order by community, which is the best to hope for. One product of the series is timed,
 in processor seconds, which a shared machine disturbs less. Writes
-``results/reordering.json``.
+``results/reordering-cpu.json``.
 """
 
 import argparse
