@@ -14,7 +14,7 @@ MODULES = [
     "sevo_jax",
     *(module.name for module in pkgutil.walk_packages(sevo.__path__, "sevo_jax.")),
 ]
-if importlib.util.find_spec("orbax") is None:  # without the extra "train"
+if importlib.util.find_spec("pyarrow") is None:  # without the extra "train"
     needing_it = re.compile(r"sevo_jax\.(cli|data|evaluation|models|plots|training)\b")
     MODULES = [name for name in MODULES if not needing_it.match(name)]
 PUBLIC = {
@@ -49,7 +49,7 @@ def test_public_function_has_an_example(name):
 
 def test_modules_and_public_functions_are_found():
     assert {"sevo_jax._leaves", "sevo_jax.graphs.cooccurrence"} <= set(MODULES)
-    if importlib.util.find_spec("orbax"):
+    if importlib.util.find_spec("pyarrow"):
         assert "sevo_jax.training.trainer" in MODULES
     assert "sevo_jax.sevo_adamw" in PUBLIC
     assert "sevo_jax.smoothing.neumann" in PUBLIC
