@@ -251,9 +251,9 @@ def test_memory_of_prepare(monkeypatch, form):
     JAX's own memory is not seen here.
     """
     monkeypatch.setattr(_sparse, "_BLOCK", 2**14)
-    graph: Any = scipy.sparse.random_array(
-        (20_000, 20_000), density=1e-3, rng=0, dtype=np.float32
-    )
+    ends = np.random.default_rng(0).integers(20_000, size=(2, 400_000))
+    ones = np.ones(ends.shape[1], np.float32)
+    graph: Any = scipy.sparse.coo_array((ones, tuple(ends)), shape=(20_000, 20_000))
     graph = (graph + graph.T).tocsr()
     # A BCOO has its columns between its rows, not by themselves.
     bound = 16 if form == "csr" else 20
