@@ -251,7 +251,7 @@ def test_memory_of_prepare(monkeypatch, form):
     JAX's own memory is not seen here.
     """
     monkeypatch.setattr(_sparse, "_BLOCK", 2**14)
-    ends = np.random.default_rng(0).integers(20_000, size=(2, 400_000))
+    ends = np.random.default_rng(0).integers(20_000, size=(2, 400_000), dtype=np.int32)
     ones = np.ones(ends.shape[1], np.float32)
     graph: Any = scipy.sparse.coo_array((ones, tuple(ends)), shape=(20_000, 20_000))
     graph = (graph + graph.T).tocsr()
