@@ -67,9 +67,9 @@ class Layout(NamedTuple):
             segment, `-inf` for the rest.
     """
 
-    valid: Bool[Array, "rows width"]
-    num_pads: Int[Array, "rows width"]
-    visibility: Float[Array, "rows width width"]
+    valid: Bool[Array, "rows row_cells"]
+    num_pads: Int[Array, "rows row_cells"]
+    visibility: Float[Array, "rows row_cells row_cells"]
 
 
 def lay_out(segments, num_pads, dtype) -> Layout:
