@@ -28,6 +28,7 @@ class Job:
       dataset: on what.
       seed: from which seed.
       folder: where the result goes.
+      test: whether the result holds test metrics. A search has no use for them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     dataset: str
     seed: int
     folder: Path
+    test: bool = True
 
     @property
     def full_name(self) -> str:
@@ -49,14 +51,13 @@ class Job:
         return json.loads(self.path.read_text()) if self.path.exists() else None
 
 
-def do(jobs: Sequence[Job], work: Path, *, test: bool = True) -> None:
+def do(jobs: Sequence[Job], work: Path) -> None:
     """Does those of `jobs` that are not done and that nobody is at.
 
     Args:
       jobs: of one recipe and dataset, different seeds; on an accelerator they train
         all at once.
       work: folder for checkpoints and locks.
-      test: whether the results hold test metrics. A search has no use for them.
     """
     work.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -81,7 +82,7 @@ def do(jobs: Sequence[Job], work: Path, *, test: bool = True) -> None:
                 label=f"{chosen[0].full_name}{' and more' * (len(chosen) > 1)}",
             )
             for job, result in zip(chosen, results, strict=True):
-                _write(job, result, test)
+                _write(job, result)
 
 
 def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
@@ -94,9 +95,9 @@ def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
     return True
 
 
-def _write(job: Job, result: RunResult, test: bool) -> None:
+def _write(job: Job, result: RunResult) -> None:
     values = result.to_dict()
-    if not test:
+    if not job.test:
         del values["test"]
     values["valid NDCG@10"] = {
         each["epoch"]: each["valid"]["NDCG@10"] for each in values.pop("history")
