@@ -168,7 +168,9 @@ def table() -> str:
             pairs = [[finals[name][seed] for seed in shared] for name in OPTIMIZERS]
             difference = paired_difference(*pairs)
             significance = f", p = {difference.p_value:.2g}" if len(shared) > 1 else ""
-            lines.append(f"  SEvo over AdamW {difference.improvement:+.1%}{significance}")
+            lines.append(
+                f"  SEvo over AdamW {difference.improvement:+.1%}{significance}"
+            )
     return "\n".join(lines)
 
 

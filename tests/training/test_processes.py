@@ -36,7 +36,7 @@ import json, os, signal, sys
 import jax
 from sevo_jax.training.processes import connect
 
-coordinator, processes, timeout, mesh, recipe, data, output, resume, dies = map(
+coordinator, processes, timeout, mesh, recipe, data, output, fails = map(
     json.loads, sys.argv[1:-1]
 )
 process = int(sys.argv[-1])
@@ -51,16 +51,16 @@ from sevo_jax.training.mesh import make_mesh
 
 told = RunLog.train
 
-def killed(self, epoch, loss, seconds):
+def failing(self, epoch, loss, seconds):
     told(self, epoch, loss, seconds)
-    if [process, epoch] == dies:
-        print("dies", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+    if fails and fails[:2] == [process, epoch]:
+        print("fails", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), fails[2])
 
-RunLog.train = killed
+RunLog.train = failing
 split = leave_one_out(read(data))
 trainer = Trainer(Recipe.from_dict(recipe), split, mesh=make_mesh(*mesh))
-result = trainer.run(seed=3, output=output, resume=resume)
+result = trainer.run(seed=3, output=output)
 print("result", json.dumps([result.losses, result.valid, result.test]))
 """
 
@@ -131,7 +131,8 @@ def finish(children: list[subprocess.Popen], seconds: float = 300):
     ]
 
 
-def train(processes, mesh, recipe, data, output, *, resume=False, dies=None):
+def train(processes, mesh, recipe, data, output, *, fails=None):
+    """Starts the processes; `fails` is which one does after which epoch, by a signal."""
     arguments = (
         coordinator(),
         processes,
@@ -140,8 +141,7 @@ def train(processes, mesh, recipe, data, output, *, resume=False, dies=None):
         recipe.to_dict(),
         str(data),
         str(output),
-        resume,
-        dies,
+        fails,
     )
     common = [json.dumps(argument) for argument in arguments]
     return [start("-c", CHILD, *common, str(i)) for i in range(processes)]
@@ -171,15 +171,23 @@ def test_four_processes_train_as_one_does(recipe, data, alone, tmp_path):
     assert json.loads((output / "result.json").read_text())["losses"] == losses
 
 
-def test_others_end_when_a_process_dies_and_one_goes_on(
-    recipe, data, trainer, alone, tmp_path
+@pytest.mark.parametrize("failure", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_other_ends_when_a_process_fails_and_one_goes_on(
+    victim, failure, recipe, data, trainer, alone, tmp_path
 ):
     output = tmp_path / "run"
-    children = train(2, (2, 1), recipe, data, output, dies=[1, 2])
-    assert children[1].wait(timeout=300) == -signal.SIGKILL
-    began = time.monotonic()
-    (status, _, errors), _ = finish(children, seconds=3 * TIMEOUT)
-    assert time.monotonic() - began < 2 * TIMEOUT
+    children = train(2, (2, 1), recipe, data, output, fails=[victim, 2, failure])
+    try:
+        for line in children[victim].stderr:
+            if "fails" in line:
+                break
+        began = time.monotonic()
+        [(status, _, errors)] = finish([children[1 - victim]], seconds=3 * TIMEOUT)
+        assert time.monotonic() - began < 2 * TIMEOUT
+    finally:
+        children[victim].kill()
+        children[victim].communicate()
     assert status != 0
     assert "Gloo" in errors or "another task died" in errors, errors
     assert not (output / "result.json").exists()
