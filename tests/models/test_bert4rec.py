@@ -8,6 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import (
+    assert_trees_close,
+    deviations_between,
+    draw,
+    dropout_at,
+    left_padded,
+    perturbed,
+    random_train,
+    with_params,
+)
 from scipy import special, stats
 
 import sevo_jax as sevo
@@ -84,48 +94,13 @@ def unpack(batch):
     """Left-padded frames of inputs and of labels of the users of a packed step."""
     hidden = np.zeros_like(batch.inputs)
     hidden.reshape(-1)[batch.masked[batch.labels > 0]] = batch.labels[batch.labels > 0]
-    users = [
-        (row, segment)
-        for row, segments in enumerate(batch.segments)
-        for segment in np.unique(segments[segments > 0])
-    ]
-    frames, labels = np.zeros((2, len(users), MAX_LEN), np.int32)
-    for user, (row, segment) in enumerate(users):
-        cells = batch.segments[row] == segment
-        frames[user, -cells.sum() :] = batch.inputs[row][cells]
-        labels[user, -cells.sum() :] = hidden[row][cells]
-    return frames, labels
-
-
-def random_train(num_users, longest):
-    """Mostly short sequences, one of each length up to `longest` among them."""
-    rng = np.random.default_rng(0)
-    lengths = np.minimum(rng.geometric(0.3, num_users), longest)
-    lengths[:longest] = np.arange(1, longest + 1)
-    return Sequences.from_lists(
-        rng.choice(NUM_ITEMS, length, replace=False) for length in lengths
-    )
-
-
-def perturbed(model, scale=0.3, dtype=np.float32):
-    """Pure parameters moved off the initial ones, so that no bias is zero."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), dtype),
-        nnx.to_pure_dict(nnx.state(model)),
-    )
-
-
-def with_params(model, params):
-    graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
+    return left_padded(batch.segments, MAX_LEN, batch.inputs, hidden)
 
 
 def make(num_heads=2, dropout=0.0, max_len=MAX_LEN, num_users=30, num_blocks=1):
     config = BERT4RecConfig(max_len, 8, num_heads, num_blocks, dropout, 0.4)
     model = BERT4Rec(NUM_ITEMS, config, rngs=nnx.Rngs(0))
-    train = random_train(num_users, longest=max_len + 3)
+    train = random_train(NUM_ITEMS, num_users, shortest=1, longest=max_len + 3)
     epoch = model.epochs(train, batch_size=num_users, seed=0)[0]
     return model, MaskedBatch(*(field[0] for field in epoch))
 
@@ -172,20 +147,14 @@ def test_packed_loss_and_gradients_equal_the_padded_ones(num_blocks, dtype, tole
         expected, expected_gradients = padded(params)
         assert value.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=tolerance)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(
-                a, b, atol=tolerance * np.abs(b).max(), rtol=tolerance
-            ),
-            gradients,
-            expected_gradients,
-        )
+        assert_trees_close(gradients, expected_gradients, tolerance)
 
 
 def test_score_is_the_literal_logit_of_the_mask_behind_the_last_items():
     model, _ = make(num_heads=4, num_blocks=2)
     params = perturbed(model)
     model = with_params(model, params)
-    train = random_train(20, longest=MAX_LEN + 3)
+    train = random_train(NUM_ITEMS, 20, shortest=1, longest=MAX_LEN + 3)
     scores = jax.jit(model.score)(model.inputs(train))
     frames = np.zeros((20, MAX_LEN), np.int32)
     for frame, items in zip(frames, train, strict=True):
@@ -340,29 +309,6 @@ def test_initial_distributions(beauty):
     assert not same["expand"]["kernel"] and not same["contract"]["kernel"]
 
 
-def draw(function, num_draws):
-    """Float64 values of `function(key)` for many keys."""
-    keys = jax.random.split(jax.random.key(0), num_draws)
-    values = jax.jit(lambda keys: jax.lax.map(function, keys))(keys)
-    return np.asarray(values, np.float64)
-
-
-def dropout_at(rate, key):
-    """Plain dropout, a fresh key each time it is called."""
-    keys = iter(jax.random.split(key, 20))
-
-    def drop(x):
-        kept = jax.random.bernoulli(next(keys), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0)
-
-    return drop
-
-
-def deviations_between(a, b):
-    """Difference of two samples' means, in standard errors."""
-    return (a.mean(0) - b.mean(0)) / np.sqrt((a.var(0) + b.var(0)) / len(a))
-
-
 def test_features_under_dropout_have_the_distribution_of_the_padded_ones():
     # One user behind seven pads; masks differ between the two layouts, so what is
     # compared are means and mean squares of the logits of three cells: none of
@@ -391,7 +337,9 @@ def test_features_under_dropout_have_the_distribution_of_the_padded_ones():
 def test_both_tables_are_smoothed_each_by_itself():
     model, _ = make()
     graph = sevo.graphs.cooccurrence(
-        random_train(20, longest=8), NUM_ITEMS, item_offset=BERT4Rec.item_offset
+        random_train(NUM_ITEMS, 20, shortest=1, longest=8),
+        NUM_ITEMS,
+        item_offset=BERT4Rec.item_offset,
     )
     params = nnx.to_pure_dict(nnx.state(model))
     transform = sevo.scale_by_sevo(

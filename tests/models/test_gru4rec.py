@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import assert_trees_close, loss_of, perturbed, with_params
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
@@ -93,21 +94,6 @@ def random_train(longest=MAX_LEN + 1):
     return Sequences.from_lengths(rng.permutation(lengths.sum()), lengths)
 
 
-def perturbed(model, scale=0.3, dtype=np.float32):
-    """Pure parameters moved far off the initial ones."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), dtype),
-        nnx.to_pure_dict(nnx.state(model)),
-    )
-
-
-def with_params(model, params):
-    graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
-
-
 def make(sampling: Sampling = "sequence", dropout=0.0, train=None, batch_size=1000):
     """A model of unequal widths, a train set and the model's first epoch of it."""
     train = random_train() if train is None else train
@@ -120,10 +106,6 @@ def step_of(epoch, index=0):
     return PrefixBatch(*(field[index] for field in epoch))
 
 
-def loss_of(model, batch):
-    return lambda params, key=None: with_params(model, params).loss(batch, rng=key)
-
-
 def assert_same_loss(model, batch, samples, dtype, tolerance):
     """Loss and gradients of a step equal those of literal samples."""
     with jax.enable_x64(dtype is np.float64):
@@ -133,13 +115,7 @@ def assert_same_loss(model, batch, samples, dtype, tolerance):
         expected, expected_gradients = literal(params)
         assert value.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=tolerance)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(
-                a, b, atol=tolerance * np.abs(b).max(), rtol=tolerance
-            ),
-            gradients,
-            expected_gradients,
-        )
+        assert_trees_close(gradients, expected_gradients, tolerance)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import (
+    assert_trees_close,
+    deviations_between,
+    draw,
+    dropout_at,
+    loss_of,
+    perturbed,
+    random_train,
+    unpack,
+    with_params,
+)
 from scipy import stats
 
 from sevo_jax.data import Sequences
@@ -87,56 +98,12 @@ def plain_loss(params, config, frames, dropout=lambda x: x):
     ).mean(where=valid)
 
 
-def unpack(batch):
-    """Frames `[inputs, targets, negatives]` of the users of a packed step."""
-    users = [
-        (row, segment)
-        for row, segments in enumerate(batch.segments)
-        for segment in np.unique(segments[segments > 0])
-    ]
-    frames = np.zeros((3, len(users), batch.inputs.shape[1]), np.int32)
-    for user, (row, segment) in enumerate(users):
-        cells = batch.segments[row] == segment
-        for frame, field in zip(frames, batch, strict=False):
-            frame[user, -cells.sum() :] = field[row][cells]
-    return frames
-
-
-def random_train(rng, num_users, longest):
-    """Mostly short sequences, one of each length up to `longest` among them."""
-    lengths = np.minimum(1 + rng.geometric(0.3, num_users), longest)
-    lengths[: longest - 1] = np.arange(2, longest + 1)
-    return Sequences.from_lists(
-        rng.choice(NUM_ITEMS, length, replace=False) for length in lengths
-    )
-
-
-def perturbed(model, scale=0.3, dtype=np.float32):
-    """Pure parameters moved off the initial ones, so that no bias is zero."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), dtype),
-        nnx.to_pure_dict(nnx.state(model)),
-    )
-
-
-def with_params(model, params):
-    graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
-
-
 def make(num_heads=1, dropout=0.0, max_len=10, num_users=40, num_blocks=1):
     config = SASRecConfig(max_len, 8, num_heads, num_blocks, dropout)
     model = SASRec(NUM_ITEMS, config, rngs=nnx.Rngs(0))
-    train = random_train(np.random.default_rng(0), num_users, longest=max_len + 3)
+    train = random_train(NUM_ITEMS, num_users, shortest=2, longest=max_len + 3)
     epoch = model.epochs(train, batch_size=num_users, seed=0)[0]
     return model, PackedBatch(*(field[0] for field in epoch))
-
-
-def loss_of(model, batch):
-    """The packed loss of pure parameters and a key."""
-    return lambda params, key=None: with_params(model, params).loss(batch, rng=key)
 
 
 @pytest.mark.parametrize(
@@ -154,13 +121,7 @@ def test_packed_loss_and_gradients_equal_the_padded_ones(num_heads, dtype, toler
         expected, expected_gradients = padded(params, model.config, unpack(batch))
         assert value.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=tolerance)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(
-                a, b, atol=tolerance * np.abs(b).max(), rtol=tolerance
-            ),
-            gradients,
-            expected_gradients,
-        )
+        assert_trees_close(gradients, expected_gradients, tolerance)
 
 
 def test_pads_matter():
@@ -330,29 +291,6 @@ def test_sample_binomial_has_the_binomial_distribution(probability):
             pairs.append((observed[rare].sum(), expected[rare].sum()))
         chi_squared = sum((o - e) ** 2 / e for o, e in pairs)
         assert chi_squared <= stats.chi2.isf(1e-4, max(len(pairs) - 1, 1))
-
-
-def draw(function, num_draws):
-    """Float64 values of `function(key)` for many keys."""
-    keys = jax.random.split(jax.random.key(0), num_draws)
-    values = jax.jit(lambda keys: jax.lax.map(function, keys))(keys)
-    return np.asarray(values, np.float64)
-
-
-def dropout_at(rate, key):
-    """Plain dropout, a fresh key each time it is called."""
-    keys = iter(jax.random.split(key, 20))
-
-    def drop(x):
-        kept = jax.random.bernoulli(next(keys), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0)
-
-    return drop
-
-
-def deviations_between(a, b):
-    """Difference of two samples' means, in standard errors."""
-    return (a.mean(0) - b.mean(0)) / np.sqrt((a.var(0) + b.var(0)) / len(a))
 
 
 def test_a_block_under_dropout_has_the_distribution_of_the_padded_one():

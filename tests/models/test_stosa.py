@@ -8,6 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import (
+    assert_trees_close,
+    deviations_between,
+    draw,
+    drop_at,
+    loss_of,
+    perturbed,
+    random_train,
+    unpack,
+    with_params,
+)
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
@@ -143,69 +154,15 @@ def plain_scores(params, config, frames):
 # ---------------------------------------------------------------- what the tests use
 
 
-def unpack(batch):
-    """Frames `[inputs, targets, negatives]` of the users of a packed step."""
-    users = [
-        (row, segment)
-        for row, segments in enumerate(batch.segments)
-        for segment in np.unique(segments[segments > 0])
-    ]
-    frames = np.zeros((3, len(users), batch.inputs.shape[1]), np.int32)
-    for user, (row, segment) in enumerate(users):
-        cells = batch.segments[row] == segment
-        for frame, field in zip(frames, batch, strict=False):
-            frame[user, -cells.sum() :] = field[row][cells]
-    return frames
-
-
-def random_train(rng, num_users, longest):
-    """Mostly short sequences, one of each length up to `longest` among them."""
-    lengths = np.minimum(1 + rng.geometric(0.3, num_users), longest)
-    lengths[: longest - 1] = np.arange(2, longest + 1)
-    return Sequences.from_lists(
-        rng.choice(NUM_ITEMS, length, replace=False) for length in lengths
-    )
-
-
-def perturbed(model, scale=0.3, dtype=np.float32):
-    """Pure parameters moved off the initial ones, so that no bias is zero."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), dtype),
-        nnx.to_pure_dict(nnx.state(model)),
-    )
-
-
-def with_params(model, params):
-    graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
-
-
 def make(*, max_len=10, num_users=40, **options):
     """A small model, without dropout unless asked, and one step of all users."""
     defaults = dict(width=8, num_heads=2, hidden_dropout=0.0, attention_dropout=0.0)
     # A weight that shows: at the usual one its part is below the tolerance.
     config = STOSAConfig(max_len, **{**defaults, "pvn_weight": 0.7, **options})
     model = STOSA(NUM_ITEMS, config, rngs=nnx.Rngs(0))
-    train = random_train(np.random.default_rng(0), num_users, longest=max_len + 3)
+    train = random_train(NUM_ITEMS, num_users, shortest=2, longest=max_len + 3)
     epoch = model.epochs(train, batch_size=num_users, seed=0)[0]
     return model, PackedBatch(*(field[0] for field in epoch))
-
-
-def loss_of(model, batch):
-    """The packed loss of pure parameters and a key."""
-    return lambda params, key=None: with_params(model, params).loss(batch, rng=key)
-
-
-def assert_trees_close(actual, expected, tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, atol=tolerance * np.abs(b).max(), rtol=tolerance
-        ),
-        actual,
-        expected,
-    )
 
 
 def at_the_bound(params):
@@ -401,23 +358,10 @@ def test_initial_distributions():
 # ---------------------------------------------------------------- dropout
 
 
-def draw(function, num_draws):
-    """Float64 values of `function(key)` for many keys."""
-    keys = jax.random.split(jax.random.key(0), num_draws)
-    values = jax.jit(lambda keys: jax.lax.map(function, keys, batch_size=100))(keys)
-    return np.asarray(values, np.float64)
-
-
 def dropout_at(config, key):
-    """Plain dropout, a fresh key each time it is called."""
-    keys = iter(jax.random.split(key, 20))
-
-    def drop(x, kind):
-        rate = getattr(config, f"{kind}_dropout")
-        kept = jax.random.bernoulli(next(keys), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0)
-
-    return drop
+    """Plain dropout at the rates of the configuration."""
+    drop = drop_at(key)
+    return lambda x, kind: drop(x, getattr(config, f"{kind}_dropout"))
 
 
 def test_points_under_dropout_have_the_distribution_of_the_definition():
@@ -445,8 +389,7 @@ def test_points_under_dropout_have_the_distribution_of_the_definition():
         lambda x: x[..., :8] * x[..., 8:],
     ):
         a, b = statistic(ours), statistic(theirs)
-        errors = np.sqrt((a.var(0) + b.var(0)) / len(a))
-        assert np.abs((a.mean(0) - b.mean(0)) / errors).max() < 4.5
+        assert np.abs(deviations_between(a, b)).max() < 4.5
 
 
 def test_dropout_is_a_function_of_the_key_and_off_without_one():

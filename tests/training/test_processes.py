@@ -132,7 +132,7 @@ def finish(children: list[subprocess.Popen], seconds: float = 300):
 
 
 def train(processes, mesh, recipe, data, output, *, fails=None):
-    """Starts the processes; `fails` is which one does after which epoch, by a signal."""
+    """Starts the processes; `fails`: which does, after which epoch, by what signal."""
     arguments = (
         coordinator(),
         processes,
