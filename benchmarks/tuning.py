@@ -8,11 +8,11 @@ The paper does not publish the settings of its plain backbones, and its recipes 
 chosen for SEvo. Here each backbone is tuned on Beauty with AdamW and with SEvo-AdamW,
 with the same budget. The search starts from the recipe and changes one hyper-parameter
 after another, in the order of `GRID`, each time keeping the value with the best
-validation NDCG@10. A run of the search has a quarter of the recipe's epochs and the
-seed 0, and its test metrics are not even written down. So short a run favours what
-learns fast (high learning rates), so what the search finds and the recipe are both
-trained for all epochs, and again the better validation NDCG@10 decides. That is then
-trained from each seed.
+validation NDCG@10. A run of the search has a quarter of the recipe's epochs, with STOSA
+and BERT4Rec an eighth, and the seed 0, and its test metrics are not even written down.
+So short a run favours what learns fast (high learning rates); therefore what the search
+finds and the recipe are both trained for all epochs, and again the better validation
+NDCG@10 decides. That is then trained from each seed.
 
 Runs are resumable and may be done side by side, as those of ``table3.py``; results go
 to ``results/tuning``. `table` prints what was chosen, and the test metrics beside those
@@ -40,7 +40,8 @@ GRID = {
     "dropout": (0.2, 0.4, 0.6),
     "learning_rate": (5e-4, 1e-3, 5e-3),
 }
-SEARCH_SHARE = 4  # a search has one in so many of a recipe's epochs
+# A run of the search has one in so many of a recipe's epochs.
+SEARCH_SHARE = dict.fromkeys(BACKBONES, 4) | {"stosa": 8, "bert4rec": 8}
 SELECTION = "NDCG@10"
 
 
@@ -76,7 +77,7 @@ def describe(recipe: Recipe) -> str:
 
 def search_job(backbone: str, recipe: Recipe) -> Job:
     """A run of the search."""
-    short = dataclasses.replace(recipe, epochs=recipe.epochs // SEARCH_SHARE)
+    short = dataclasses.replace(recipe, epochs=recipe.epochs // SEARCH_SHARE[backbone])
     name = f"search-{backbone}-{recipe.optimizer.name}-{describe(recipe)}"
     return Job(name, short, DATASET, 0, FOLDER, test=False)
 
