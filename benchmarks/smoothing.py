@@ -68,6 +68,7 @@ BETA = 0.99
 DATASETS = {"beauty": 50, "toys": 50, "tools": 50, "ml-1m": 200}
 PROBES = ("beauty", "100,000 nodes")
 LARGEST = "10,000,000 nodes"
+QUICK = ("beauty", "ml-1m", "1,000,000 nodes")
 BLOCK = 64
 ON_CPU = jax.default_backend() == "cpu"
 DENSE_UP_TO = 4_000 if ON_CPU else 16_000
@@ -454,19 +455,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = [10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="NODES")
-    parser.add_argument("--quick", action="store_true", help="two graphs, base case")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="only Beauty, ML-1M and a million nodes, base case",
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     bandwidth = Bandwidth()
     graphs = [*DATASETS, *(f"{size:,} nodes" for size in arguments.sizes)]
     if arguments.quick:
-        graphs = ["ml-1m", "10,000 nodes"]
+        graphs = QUICK
     measured = []
     print(HEADER)
     path = None
     for name in graphs:
         graph = make_graph(name)
-        for case in cases(name):
+        for case in [Case(name)] if arguments.quick else cases(name):
             measured.append(measure(case, graph, bandwidth))
             print(row(case, measured[-1]), flush=True)
             path = write(measured, bandwidth)  # at once: a long run may be stopped

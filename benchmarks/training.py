@@ -6,9 +6,12 @@ Needs PyTorch besides ``sevo-jax[train]``. Every candidate trains the same model
 the same batch size on the same number of cores; the second figure of each adds one
 full ranking of all users, as it is done after an epoch. PyTorch stands twice: as it is
 usually written, with a data loader, and tuned, with ready-made batches and without
-attention weights. Writes ``results/training-cpu.json`` or ``-gpu``.
+attention weights. Then a seed's share of an epoch of SEvo-AdamW when five seeds train
+in one program, and the time of each phase of an epoch. Writes
+``results/training-cpu.json`` or ``-gpu``.
 """
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -95,6 +98,18 @@ def peak_memory(name: str) -> float:
     return float(result.stdout.split()[-1])
 
 
+def seeds_at_once() -> dict[str, float]:
+    """Median seconds of an epoch of SEvo-AdamW alone, and its share of five at once."""
+    trainer = Trainer(dataclasses.replace(RECIPE, epochs=5), SPLIT)
+    alone = trainer.run(progress=False)
+    together = trainer.run_together(range(5), progress=False)
+    seconds = {
+        "alone": alone.seconds_per_epoch,
+        "of five": together[0].seconds_per_epoch,
+    }
+    return seconds | {"times faster": seconds["alone"] / seconds["of five"]}
+
+
 def main() -> None:
     runs = {name: candidate(name) for name in NAMES}
     seconds = time_in_turns({name: run.train for name, run in runs.items()}, rounds=2)
@@ -120,9 +135,11 @@ def main() -> None:
             f"{name:30} {epoch[name]:7.2f} {faster:11.1f}"
             f" {ranked[name]:15.2f} {faster_ranked:11.1f} {memory:8.0f}"
         )
+    together = seeds_at_once()
+    print("a seed's epoch, five at once:", together)
     phases = measure_phases(Trainer(RECIPE, SPLIT))
     print(format_phases(phases))
-    results = {"candidates": results, "phases": phases}
+    results = {"candidates": results, "five seeds at once": together, "phases": phases}
     print("written to", save("training", results))
 
 
