@@ -21,6 +21,7 @@ of the recipes (``results/table3``), as far as there are any.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -132,7 +133,9 @@ def _search(backbone: str, recipe: Recipe, work: Path | None) -> Recipe | None:
     return best
 
 
-def _best(candidates: list[Recipe], job_of, work: Path | None) -> Recipe | None:
+def _best(
+    candidates: list[Recipe], job_of: Callable[[Recipe], Job], work: Path | None
+) -> Recipe | None:
     """The first with the best validation metric; None if a run of theirs is missing."""
     scores = []
     for candidate in candidates:
