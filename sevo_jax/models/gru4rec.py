@@ -60,8 +60,8 @@ class GRU4Rec(SequenceModel):
     Training has a loss at every prefix of a user's items, drawn as `config.sampling`
     says (`sevo_jax.data.prefixes`). The authors draw each prefix as a sample of its
     own: that is `"prefix"`. The default, `"sequence"`, passes once over a user's items
-    for all of the user's prefixes, several times faster, and with SEvo ends up better
-    (see the README). It differs in three things: the prefixes of a step come from fewer
+    for all of the user's prefixes, which is faster, and with SEvo ends up better (see
+    the README). It differs in three things: the prefixes of a step come from fewer
     users, and share the dropout of the items they have in common; and a prefix longer
     than `max_len`, of which the authors read the last `max_len` items, is read from
     somewhere between its last `max_len // 2 + 1` and its last `max_len`.
