@@ -10,7 +10,8 @@ several can work side by side (on parts of a machine's processors, say): none re
 or disturbs what another does. `table` prints what there is beside the paper's numbers
 and the authors' own, and what is missing. Its last column is of the validation targets,
 by which the epoch is chosen: it tells a model that differs from the authors' (both
-NDCG@10 do) from chance in the test targets.
+NDCG@10 do) from chance in the test targets. How likely chance is, the row "p of the
+same mean" says: Student's t-test of our seeds and the authors' five.
 
 Without SEvo means AdamW with the hyper-parameters of the SEvo run: those of the paper's
 plain backbones are unpublished.
@@ -24,6 +25,7 @@ from pathlib import Path
 import jax
 from harness import RESULTS
 from jobs import Job, do
+from scipy import stats
 
 from sevo_jax.training import RECIPES
 from sevo_jax.training.compare import METRICS, Spread, paired_difference
@@ -34,6 +36,7 @@ BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
 DATASETS = ("beauty", "toys", "ml-1m", "tools")
 VALID = "valid NDCG@10"
 COLUMNS = (*METRICS, VALID)
+NUM_AUTHORS_SEEDS = 5
 
 
 def job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
@@ -93,6 +96,8 @@ def table() -> str:
             lines.append(_row("SEvo, authors", cells))
             if sevo:
                 lines.append(_row(f"SEvo, {_seeds(sevo)}", _cells(sevo)))
+                cells = [f"{_same_mean(sevo, m, authors[m]):.2g}" for m in COLUMNS]
+                lines.append(_row("p of the same mean", cells))
             else:
                 missing.append(f"{recipe} sevo_adamw")
             shared = sorted(plain.keys() & sevo.keys())
@@ -133,6 +138,15 @@ def _cells(group: dict[int, dict]) -> list[str]:
     if len(group) == 1:
         return [f"{spread.mean:.4f}" for spread in spreads]
     return [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in spreads]
+
+
+def _same_mean(group: dict[int, dict], name: str, authors: dict[str, float]) -> float:
+    """The p-value of a t-test with equal variances, which one seed is enough for."""
+    values = [_metric(each, name) for each in group.values()]
+    spread = Spread.of(values)
+    ours = (spread.mean, spread.std if len(values) > 1 else 0.0, len(values))
+    theirs = (authors["mean"], authors["std"], NUM_AUTHORS_SEEDS)
+    return stats.ttest_ind_from_stats(*ours, *theirs).pvalue
 
 
 def _difference(difference) -> str:
