@@ -115,6 +115,22 @@ def test_recipes_of_the_paper_for_mf_bpr(name, kind, beta, weight_decay):
     )
 
 
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "bert4rec", "stosa"])
+def test_recipes_of_plain_backbones_that_keep_what_sevo_has(model):
+    plain = find_recipe(f"{model}-adamw-beauty")
+    assert plain.optimizer.name == "adamw"
+    assert plain.with_optimizer("sevo_adamw") == find_recipe(f"{model}-beauty")
+
+
+def test_the_recipe_of_plain_mf_bpr_has_the_tuned_decay_and_rate():
+    sevo = find_recipe("mf-bpr-ui-beauty")
+    optimizer = dataclasses.replace(
+        sevo.optimizer, name="adamw", weight_decay=0.5, learning_rate=5e-3
+    )
+    plain = dataclasses.replace(sevo, optimizer=optimizer)
+    assert find_recipe("mf-bpr-adamw-beauty") == plain
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_json_gives_the_recipe_back(name):
     recipe = RECIPES[name]
