@@ -1,7 +1,6 @@
 """BERT4Rec against the padded model of its definition."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from helpers import (
 )
 from scipy import special, stats
 
-import sevo_jax as sevo
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.data.masking import MaskedBatch
 from sevo_jax.data.packing import left_pad
@@ -332,26 +330,6 @@ def test_features_under_dropout_have_the_distribution_of_the_padded_ones():
     ours, theirs = draw(packed, 4000), draw(padded, 4000)
     for power in (1, 2):
         assert np.abs(deviations_between(ours**power, theirs**power)).max() < 4.8
-
-
-def test_both_tables_are_smoothed_each_by_itself():
-    model, _ = make()
-    graph = sevo.graphs.cooccurrence(
-        random_train(NUM_ITEMS, 20, shortest=1, longest=8),
-        NUM_ITEMS,
-        item_offset=BERT4Rec.item_offset,
-    )
-    params = nnx.to_pure_dict(nnx.state(model))
-    transform = sevo.scale_by_sevo(
-        {name: graph for name in BERT4Rec.smoothed["item-item"]}, beta=0.9
-    )
-    updates: Any = transform.update(params, transform.init(params))[0]
-    for name in params:
-        if name in ("item_embedding", "output_embedding"):
-            expected = sevo.smoothing.neumann(graph, params[name], 0.9, 3)
-            np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
-        else:
-            jax.tree.map(np.testing.assert_array_equal, updates[name], params[name])
 
 
 def test_training_learns():
