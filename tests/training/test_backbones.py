@@ -81,7 +81,9 @@ def literal_step(groups, psi, options, params, moments, gradients, t):
 def leaves(tree) -> dict[str, np.ndarray]:
     """By path, in float64."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.float64(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(
+            leaf, np.float64
+        )
         for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(tree))
     }
 
