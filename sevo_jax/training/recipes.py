@@ -200,7 +200,7 @@ RECIPES: dict[str, Recipe] = {
 
 Those of the paper's plain backbones are unpublished: `<model>-adamw-beauty` are what
 tuning by validation comes to on Beauty (`benchmarks/tuning.py`), which for all but
-MF-BPR is what SEvo has. BERT4Rec's are not tuned."""
+MF-BPR is what SEvo has."""
 
 RECIPES["mf-bpr-adamw-beauty"] = _mf_bpr(
     "user-item", weight_decay=0.5, learning_rate=5e-3
