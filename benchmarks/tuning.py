@@ -2,10 +2,11 @@
 
     python benchmarks/tuning.py run
     python benchmarks/tuning.py run --only sasrec --seeds 0 1 2
+    python benchmarks/tuning.py run --dataset tools --only gru4rec
     python benchmarks/tuning.py table
 
 The paper does not publish the settings of its plain backbones, and its recipes were
-chosen for SEvo. Here each backbone is tuned on Beauty with AdamW and with SEvo-AdamW,
+chosen for SEvo. Here a backbone is tuned on a dataset with AdamW and with SEvo-AdamW,
 with the same budget. The search starts from the recipe and changes one hyper-parameter
 after another, in the order of `GRID`, each time keeping the value with the best
 validation NDCG@10. A run of the search has a quarter of the recipe's epochs, with STOSA
@@ -27,13 +28,13 @@ from pathlib import Path
 import jax
 from harness import RESULTS
 from jobs import Job, do
+from table3 import DATASETS
 from table3 import job as recipe_job
 
 from sevo_jax.training import RECIPES, Recipe
 from sevo_jax.training.compare import Spread, paired_difference
 
 FOLDER = RESULTS / "tuning"
-DATASET = "beauty"
 BACKBONES = ("sasrec", "gru4rec", "mf-bpr-ii", "mf-bpr-ui", "stosa", "bert4rec")
 OPTIMIZERS = ("adamw", "sevo_adamw")
 GRID = {
@@ -76,21 +77,22 @@ def describe(recipe: Recipe) -> str:
     )
 
 
-def search_job(backbone: str, recipe: Recipe) -> Job:
+def search_job(backbone: str, dataset: str, recipe: Recipe) -> Job:
     """A run of the search."""
     short = dataclasses.replace(recipe, epochs=recipe.epochs // SEARCH_SHARE[backbone])
-    name = f"search-{backbone}-{recipe.optimizer.name}-{describe(recipe)}"
-    return Job(name, short, DATASET, 0, FOLDER, test=False)
+    optimizer = recipe.optimizer.name
+    name = f"search-{backbone}-{dataset}-{optimizer}-{describe(recipe)}"
+    return Job(name, short, dataset, 0, FOLDER, test=False)
 
 
-def final_job(backbone: str, recipe: Recipe, seed: int) -> Job:
+def final_job(backbone: str, dataset: str, recipe: Recipe, seed: int) -> Job:
     """A run of what the search chose: the recipe's own, where it is the recipe."""
     optimizer = recipe.optimizer.name
     backbone = _of_one_graph(backbone, optimizer)
-    if recipe == RECIPES[f"{backbone}-{DATASET}"].with_optimizer(optimizer):
-        return recipe_job(backbone, DATASET, optimizer, seed)
-    name = f"{backbone}-{optimizer}-{describe(recipe)}"
-    return Job(name, recipe, DATASET, seed, FOLDER)
+    if recipe == RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer):
+        return recipe_job(backbone, dataset, optimizer, seed)
+    name = f"{backbone}-{dataset}-{optimizer}-{describe(recipe)}"
+    return Job(name, recipe, dataset, seed, FOLDER)
 
 
 def _of_one_graph(backbone: str, optimizer: str) -> str:
@@ -98,24 +100,31 @@ def _of_one_graph(backbone: str, optimizer: str) -> str:
     return backbone.replace("-ii", "-ui") if optimizer == "adamw" else backbone
 
 
-def chosen(backbone: str, optimizer: str, work: Path | None = None) -> Recipe | None:
+def chosen(
+    backbone: str, dataset: str, optimizer: str, work: Path | None = None
+) -> Recipe | None:
     """Of the recipe and what the search finds, the better; None if that is not known.
 
     Args:
       backbone: one of `BACKBONES`.
+      dataset: one of the paper's.
       optimizer: one of `OPTIMIZERS`.
       work: folder to do missing runs in; None does none.
     """
     backbone = _of_one_graph(backbone, optimizer)
-    recipe = RECIPES[f"{backbone}-{DATASET}"].with_optimizer(optimizer)
-    found = _search(backbone, recipe, work)
+    recipe = RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer)
+    found = _search(backbone, dataset, recipe, work)
     if found is None:
         return None
     # The recipe first: of equals, it stays.
-    return _best([recipe, found], lambda each: final_job(backbone, each, 0), work)
+    return _best(
+        [recipe, found], lambda each: final_job(backbone, dataset, each, 0), work
+    )
 
 
-def _search(backbone: str, recipe: Recipe, work: Path | None) -> Recipe | None:
+def _search(
+    backbone: str, dataset: str, recipe: Recipe, work: Path | None
+) -> Recipe | None:
     """What the short runs find, from `recipe` on."""
     best = recipe
     for name, values in GRID.items():
@@ -127,7 +136,7 @@ def _search(backbone: str, recipe: Recipe, work: Path | None) -> Recipe | None:
             with_value(best, name, value)
             for value in (current, *(value for value in values if value != current))
         ]
-        best = _best(candidates, lambda each: search_job(backbone, each), work)
+        best = _best(candidates, lambda each: search_job(backbone, dataset, each), work)
         if best is None:
             return None
     return best
@@ -149,19 +158,19 @@ def _best(
     return candidates[scores.index(max(scores))]
 
 
-def table() -> str:
+def table(dataset: str) -> str:
     """What was chosen and how it does, beside the recipe."""
     lines = []
     for backbone in BACKBONES:
         lines.append(backbone)
         finals = {}
         for optimizer in OPTIMIZERS:
-            recipe = chosen(backbone, optimizer)
+            recipe = chosen(backbone, dataset, optimizer)
             if recipe is None:
                 lines.append(f"  {optimizer:<12} search not done")
                 continue
             finals[optimizer] = _test_metrics(
-                [final_job(backbone, recipe, seed) for seed in range(5)]
+                [final_job(backbone, dataset, recipe, seed) for seed in range(5)]
             )
             lines.append(
                 f"  {optimizer:<12} {describe(recipe):<28} "
@@ -197,19 +206,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--dataset", choices=DATASETS, default="beauty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=BACKBONES, default=BACKBONES)
     parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
     options = parser.parse_args()
     if options.command == "table":
-        print(table())
+        print(table(options.dataset))
         return
     for backbone in options.only:
         for optimizer in OPTIMIZERS:
-            recipe = chosen(backbone, optimizer, options.work)
+            recipe = chosen(backbone, options.dataset, optimizer, options.work)
             if recipe is None:
                 continue
-            jobs = [final_job(backbone, recipe, seed) for seed in options.seeds]
+            jobs = [
+                final_job(backbone, options.dataset, recipe, seed)
+                for seed in options.seeds
+            ]
             together = jax.default_backend() != "cpu"
             for group in [jobs] if together else [[job] for job in jobs]:
                 do(group, options.work)
