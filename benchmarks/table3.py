@@ -87,15 +87,12 @@ def table() -> str:
             lines.append(backbone)
             lines.append(_row("AdamW, paper", [f"{without[m]:.4f}" for m in METRICS]))
             if plain:
-                lines.append(_row(f"AdamW, {_seeds(plain)}", _cells(plain)))
+                lines.append(_row(f"AdamW, {_seeds(plain)}", spreads(plain)))
             else:
                 missing.append(f"{recipe} adamw")
-            cells = [
-                f"{authors[m]['mean']:.4f} ± {authors[m]['std']:.4f}" for m in COLUMNS
-            ]
-            lines.append(_row("SEvo, authors", cells))
+            lines.append(_row("SEvo, authors", authors_spreads(authors)))
             if sevo:
-                lines.append(_row(f"SEvo, {_seeds(sevo)}", _cells(sevo)))
+                lines.append(_row(f"SEvo, {_seeds(sevo)}", spreads(sevo)))
                 cells = [f"{_same_mean(sevo, m, authors[m]):.2g}" for m in COLUMNS]
                 lines.append(_row("p of the same mean", cells))
             else:
@@ -131,13 +128,19 @@ def _metric(result: dict, name: str) -> float:
     return result["test"][name]
 
 
-def _cells(group: dict[int, dict]) -> list[str]:
-    spreads = [
+def spreads(group: dict[int, dict]) -> list[str]:
+    """The columns of a group of results, by seed."""
+    columns = [
         Spread.of([_metric(each, name) for each in group.values()]) for name in COLUMNS
     ]
     if len(group) == 1:
-        return [f"{spread.mean:.4f}" for spread in spreads]
-    return [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in spreads]
+        return [f"{spread.mean:.4f}" for spread in columns]
+    return [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in columns]
+
+
+def authors_spreads(authors: dict[str, dict]) -> list[str]:
+    """The columns of the authors' own runs of a cell."""
+    return [f"{authors[m]['mean']:.4f} ± {authors[m]['std']:.4f}" for m in COLUMNS]
 
 
 def _same_mean(group: dict[int, dict], name: str, authors: dict[str, float]) -> float:
