@@ -139,7 +139,7 @@ def main() -> None:
             for optimizer in options.optimizers:
                 run = (options.backbone, options.dataset, optimizer, seed)
                 do([job(*run)], options.work)
-                # Whom this does not concern does not look there.
+                # Only BERT4Rec uses this class: GRU4Rec's sampling is in its recipe.
                 with mock.patch.object(bert4rec, "MaskedEpochs", LoaderEpochs):
                     do([authors_job(*run)], options.work)
     print(table(options.backbone, options.dataset))
