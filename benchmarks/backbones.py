@@ -26,8 +26,8 @@ from harness import load, save, time_in_turns
 from matplotlib.figure import Figure
 from torch_models import check
 
-from sevo_jax import plots
 from sevo_jax.data import LeaveOneOut
+from sevo_jax.reports import plots
 from sevo_jax.training import RECIPES
 
 BACKBONES = {

@@ -28,6 +28,7 @@ from sevo_jax import models
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training import Recipe, make_optimizer
+from sevo_jax.training.epoch import TrainState, train_epoch
 from sevo_jax.training.graph import build_graph
 from sevo_jax.training.mesh import (
     make_mesh,
@@ -35,7 +36,6 @@ from sevo_jax.training.mesh import (
     split_batches,
     split_tables,
 )
-from sevo_jax.training.step import TrainState, train_epoch
 
 
 def new_model(recipe: Recipe, split: LeaveOneOut) -> Any:

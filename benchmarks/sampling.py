@@ -27,9 +27,9 @@ from harness import RESULTS
 from jobs import Job, do
 from table3 import COLUMNS, DATASETS, PAPER, authors_spreads, job, spreads
 
-from sevo_jax.data.masking import MASK, MaskedBatch, MaskedEpochs
-from sevo_jax.data.packing import PackedRows, round_up
 from sevo_jax.models import bert4rec
+from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
+from sevo_jax.samples.packing import PackedRows, round_up
 
 FOLDER = RESULTS / "sampling"
 OPTIMIZERS = ("sevo_adamw", "adamw")

@@ -27,8 +27,8 @@ from harness import RESULTS
 from jobs import Job, do
 from scipy import stats
 
+from sevo_jax.reports.comparison import METRICS, Spread, paired_difference
 from sevo_jax.training import RECIPES
-from sevo_jax.training.compare import METRICS, Spread, paired_difference
 
 FOLDER = RESULTS / "table3"
 PAPER = json.loads((Path(__file__).parent / "paper_table3.json").read_text())

@@ -22,9 +22,9 @@ from candidates import JaxRun, TorchRun, new_model
 from harness import load, save, time_in_turns
 from torch_models.samples import packed
 
-from sevo_jax.data import PackedBatch, left_pad
+from sevo_jax.samples import PackedBatch, left_pad
 from sevo_jax.training import RECIPES, Trainer
-from sevo_jax.training.profile import format_phases, measure_phases
+from sevo_jax.training.profiling import format_phases, measure_phases
 
 RECIPE = RECIPES["sasrec-beauty"]
 SPLIT = load("beauty")

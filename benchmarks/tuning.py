@@ -31,8 +31,8 @@ from jobs import Job, do
 from table3 import DATASETS
 from table3 import job as recipe_job
 
+from sevo_jax.reports.comparison import Spread, paired_difference
 from sevo_jax.training import RECIPES, Recipe
-from sevo_jax.training.compare import Spread, paired_difference
 
 FOLDER = RESULTS / "tuning"
 BACKBONES = ("sasrec", "gru4rec", "mf-bpr-ii", "mf-bpr-ui", "stosa", "bert4rec")

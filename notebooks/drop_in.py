@@ -30,7 +30,7 @@ import optax
 
 import sevo_jax as sevo
 from sevo_jax.data import leave_one_out, synthetic
-from sevo_jax.data.samplers import NegativeSampler
+from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.evaluation import metrics, target_ranks
 
 # %% [markdown]

@@ -15,9 +15,9 @@ from sevo_jax import graphs
 from sevo_jax.cli import _compare, _data, _options, _runs, _train, main
 from sevo_jax.data import InteractionLog, leave_one_out, planted, read, write
 from sevo_jax.models import MODELS
+from sevo_jax.reports.comparison import METRICS, RUN_KEYS, format_table, read_results
 from sevo_jax.training import RECIPES, GraphConfig, load
 from sevo_jax.training import trainer as trainer_module
-from sevo_jax.training.compare import METRICS, RUN_KEYS, format_table, read_results
 
 SMALL = "--width 8 --max-len 6 --batch-size 64 --epochs 2 --eval-every 1".split()
 

@@ -15,7 +15,9 @@ MODULES = [
     *(module.name for module in pkgutil.walk_packages(sevo.__path__, "sevo_jax.")),
 ]
 if importlib.util.find_spec("pyarrow") is None:  # without the extra "train"
-    needing_it = re.compile(r"sevo_jax\.(cli|data|evaluation|models|plots|training)\b")
+    needing_it = re.compile(
+        r"sevo_jax\.(cli|data|evaluation|models|reports|samples|training)\b"
+    )
     MODULES = [name for name in MODULES if not needing_it.match(name)]
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sevo_jax import models
-from sevo_jax.data import MaskedBatch, Sequences, left_pad
+from sevo_jax.data import Sequences
+from sevo_jax.samples import MaskedBatch, left_pad
 from torch_models.samples import linear_weights, norm_weights
 
 MASK = 1

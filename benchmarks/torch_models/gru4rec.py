@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sevo_jax import models
-from sevo_jax.data import PrefixBatch, Sequences
+from sevo_jax.data import Sequences
+from sevo_jax.samples import PrefixBatch
 from torch_models.samples import draw_negative, linear_weights
 
 

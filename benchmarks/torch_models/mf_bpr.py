@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sevo_jax import models
-from sevo_jax.data import Sequences, TripletBatch
+from sevo_jax.data import Sequences
+from sevo_jax.samples import TripletBatch
 
 
 class TripletSamples(torch.utils.data.Dataset):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sevo_jax.data import PackedBatch, Sequences
+from sevo_jax.data import Sequences
+from sevo_jax.samples import PackedBatch
 
 
 def draw_negative(seen: set[int], num_items: int) -> int:

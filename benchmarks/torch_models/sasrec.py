@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sevo_jax import models
-from sevo_jax.data import left_pad
+from sevo_jax.samples import left_pad
 from torch_models.samples import UserSamples, linear_weights, norm_weights, packed
 
 

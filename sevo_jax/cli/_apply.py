@@ -19,8 +19,8 @@ from sevo_jax.cli._runs import recall
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
+from sevo_jax.reports.comparison import format_metrics, write_results
 from sevo_jax.training import SavedRun, load
-from sevo_jax.training.compare import format_metrics, write_results
 
 _RunFolder = Annotated[
     Path,

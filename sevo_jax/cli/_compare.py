@@ -9,7 +9,6 @@ from typing import Annotated
 import jax
 import tyro
 
-from sevo_jax import plots
 from sevo_jax.cli._options import option, parse
 from sevo_jax.cli._runs import (
     RecipeOptions,
@@ -20,12 +19,13 @@ from sevo_jax.cli._runs import (
     remember,
 )
 from sevo_jax.data.split import leave_one_out
-from sevo_jax.training import OptimizerConfig, RunResult, Trainer, has_checkpoint
-from sevo_jax.training.compare import (
+from sevo_jax.reports import plots
+from sevo_jax.reports.comparison import (
     RUN_KEYS,
     format_table,
     write_results,
 )
+from sevo_jax.training import OptimizerConfig, RunResult, Trainer, has_checkpoint
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from sevo_jax.cli._runs import (
     remember,
 )
 from sevo_jax.data.split import leave_one_out
+from sevo_jax.reports.comparison import format_metrics
 from sevo_jax.training import OptimizerConfig, Trainer, connect, has_checkpoint
-from sevo_jax.training.compare import format_metrics
 from sevo_jax.training.processes import is_first
-from sevo_jax.training.profile import format_phases, profile
+from sevo_jax.training.profiling import format_phases, profile
 
 
 @dataclass(frozen=True)

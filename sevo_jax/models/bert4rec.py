@@ -6,7 +6,7 @@ every hidden item is replaced by the mask, none by another item or itself; no sa
 hides the last item on purpose; the output weights are a table of their own, behind no
 further layer.
 
-Training reads packed rows (`sevo_jax.data.masking`). Pads are no keys, so a user's
+Training reads packed rows (`sevo_jax.samples.masked`). Pads are no keys, so a user's
 segment of a row has all that the padded frame has; and logits are computed for the
 hidden cells alone.
 """
@@ -20,11 +20,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sevo_jax.data.masking import MASK, MaskedBatch, MaskedEpochs
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
 from sevo_jax.models.cross_entropy import cross_entropy
 from sevo_jax.models.sequence import SequenceModel, check_items
+from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
 
 # Finite, so that nothing becomes NaN whatever a row holds.
 _INVISIBLE = -1e30

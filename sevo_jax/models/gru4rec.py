@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sevo_jax.data.prefixes import PrefixBatch, PrefixEpochs, Sampling
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs, Sampling
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class GRU4Rec(SequenceModel):
     row 0 stands for padding and never gets a gradient.
 
     Training has a loss at every prefix of a user's items, drawn as `config.sampling`
-    says (`sevo_jax.data.prefixes`). The authors draw each prefix as a sample of its
+    says (`sevo_jax.samples.prefixes`). The authors draw each prefix as a sample of its
     own: that is `"prefix"`. The default, `"sequence"`, passes once over a user's items
     for all of the user's prefixes, which is faster, and with SEvo ends up better (see
     the README). It differs in three things: the prefixes of a step come from fewer

@@ -18,9 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sevo_jax.data.sequences import Sequences
-from sevo_jax.data.triplets import TripletBatch, TripletEpochs
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import check_items
+from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ that the SEvo paper trains: the residual of the attention is the un-normalised i
 that of the feed-forward its normalised one, and the left pads of a short sequence
 take part in the attention as keys.
 
-Training reads packed rows (`sevo_jax.data.packing`) and computes what the padded frame
-would: a pad is a zero cell, so all pads of a user have one same key and value, the
-biases of the in-projection, and enter the softmax in closed form.
+Training reads packed rows (`sevo_jax.samples.packing`) and computes what the padded
+frame would: a pad is a zero cell, so all pads of a user have one same key and value,
+the biases of the in-projection, and enter the softmax in closed form.
 """
 
 import math
@@ -21,9 +21,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
-from sevo_jax.data.packing import PackedBatch
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.samples.packing import PackedBatch
 
 
 @dataclass(frozen=True)

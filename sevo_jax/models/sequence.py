@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from flax import nnx
 
-from sevo_jax.data.packing import PackedEpochs, left_pad
 from sevo_jax.data.sequences import Sequences
+from sevo_jax.samples.packing import PackedEpochs, left_pad
 
 
 class SequenceModel(nnx.Module):

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from sevo_jax.data.packing import PackedBatch
 from sevo_jax.models import layers
 from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.samples.packing import PackedBatch
 
 # Far below any score, and finite.
 _MASKED = -1e30

@@ -5,7 +5,7 @@ from sevo_jax.training.optimizers import make_optimizer, optimizer_names
 from sevo_jax.training.processes import connect
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
 from sevo_jax.training.recipes import RECIPES, find_recipe
-from sevo_jax.training.runs import RunResult, SavedRun, load
+from sevo_jax.training.run import RunResult, SavedRun, load
 from sevo_jax.training.trainer import Trainer, train
 
 __all__ = [

@@ -30,8 +30,8 @@ from sevo_jax.training.checkpoint import (
     has_checkpoint,
     versions,
 )
+from sevo_jax.training.epoch import TrainState, train_epoch, train_epoch_together
 from sevo_jax.training.graph import build_graph
-from sevo_jax.training.logging import RunLog
 from sevo_jax.training.mesh import (
     fetch,
     make_mesh,
@@ -42,8 +42,8 @@ from sevo_jax.training.mesh import (
 from sevo_jax.training.optimizers import make_optimizer
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
-from sevo_jax.training.runs import Progress, RunResult
-from sevo_jax.training.step import TrainState, train_epoch, train_epoch_together
+from sevo_jax.training.run import Progress, RunResult
+from sevo_jax.training.run_log import RunLog
 
 SELECTION = "NDCG@10"
 """The validation metric that chooses the best epoch."""

@@ -20,10 +20,10 @@ from helpers import (
 from scipy import special, stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
-from sevo_jax.data.masking import MaskedBatch
-from sevo_jax.data.packing import left_pad
 from sevo_jax.models import MODELS
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
+from sevo_jax.samples.masked import MaskedBatch
+from sevo_jax.samples.packing import left_pad
 from sevo_jax.training import (
     GraphConfig,
     OptimizerConfig,

@@ -11,10 +11,10 @@ from helpers import assert_trees_close, loss_of, perturbed, with_params
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
-from sevo_jax.data.packing import left_pad
-from sevo_jax.data.prefixes import PrefixBatch, Sampling
 from sevo_jax.models import MODELS, layers
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig, recur
+from sevo_jax.samples.packing import left_pad
+from sevo_jax.samples.prefixes import PrefixBatch, Sampling
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
 
 MAX_LEN = 10

@@ -11,9 +11,9 @@ from scipy import stats
 
 from sevo_jax import models
 from sevo_jax.data import Sequences, leave_one_out, planted
-from sevo_jax.data.triplets import TripletBatch
 from sevo_jax.evaluation import Evaluator, evaluate, recommend
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
+from sevo_jax.samples.triplets import TripletBatch
 from sevo_jax.training import find_recipe, train
 
 NUM_USERS, NUM_ITEMS = 30, 40

@@ -21,7 +21,6 @@ from helpers import (
 from scipy import stats
 
 from sevo_jax.data import Sequences
-from sevo_jax.data.packing import PackedBatch, left_pad
 from sevo_jax.models import MODELS
 from sevo_jax.models.sasrec import (
     Block,
@@ -30,6 +29,7 @@ from sevo_jax.models.sasrec import (
     lay_out,
     sample_binomial,
 )
+from sevo_jax.samples.packing import PackedBatch, left_pad
 
 NUM_ITEMS = 40
 

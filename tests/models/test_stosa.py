@@ -22,9 +22,9 @@ from helpers import (
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
-from sevo_jax.data.packing import PackedBatch, left_pad
 from sevo_jax.models import MODELS
 from sevo_jax.models.stosa import STOSA, STOSAConfig, deviation
+from sevo_jax.samples.packing import PackedBatch, left_pad
 from sevo_jax.training import (
     RECIPES,
     GraphConfig,

@@ -33,7 +33,7 @@ import orbax.checkpoint as ocp
 from sevo_jax.data import leave_one_out
 from sevo_jax.data.readers import read
 from sevo_jax.training import Recipe, train
-from sevo_jax.training.logging import RunLog
+from sevo_jax.training.run_log import RunLog
 
 output, data, recipe, point = sys.argv[1:]
 saved = []
@@ -81,7 +81,7 @@ def arrays(trainer, output):
     """The arrays of the last checkpoint, with shapes from a fresh start."""
     from flax import nnx
 
-    from sevo_jax.training.step import TrainState
+    from sevo_jax.training.epoch import TrainState
 
     params = nnx.split(trainer._new_model(0))[1]
     state = TrainState(params, trainer.optimizer.init(params))

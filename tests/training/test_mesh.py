@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec as P
 
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training import Trainer
+from sevo_jax.training.epoch import train_epoch
 from sevo_jax.training.mesh import (
     make_mesh,
     row_sharding,
     split_batches,
     split_tables,
 )
-from sevo_jax.training.step import train_epoch
 
 MESHES = [(2, 1), (4, 1), (1, 2), (2, 2)]
 

@@ -11,7 +11,7 @@ from sevo_jax.data import Sequences
 from sevo_jax.evaluation import evaluate, recommend
 from sevo_jax.models import MFBPRConfig
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer, load
-from sevo_jax.training.logging import RunLog
+from sevo_jax.training.run_log import RunLog
 
 TABLES = ("user_embedding", "item_embedding")
 

@@ -20,8 +20,8 @@ from sevo_jax.data.readers import read
 from sevo_jax.data.writers import write
 from sevo_jax.models import MFBPRConfig
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
-from sevo_jax.training.logging import RunLog
 from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.run_log import RunLog
 
 # Seconds without a sign of life. Ten are too few where many tests share a processor.
 TIMEOUT = 30
@@ -46,7 +46,7 @@ jax.config.update("jax_num_cpu_devices", mesh[0] * mesh[1] // processes)
 from sevo_jax.data import leave_one_out
 from sevo_jax.data.readers import read
 from sevo_jax.training import Recipe, Trainer
-from sevo_jax.training.logging import RunLog
+from sevo_jax.training.run_log import RunLog
 from sevo_jax.training.mesh import make_mesh
 
 told = RunLog.train

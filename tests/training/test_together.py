@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from sevo_jax.data import PackedBatch
+from sevo_jax.samples import PackedBatch
 from sevo_jax.training import Trainer
-from sevo_jax.training.step import train_epoch_together
+from sevo_jax.training.epoch import train_epoch_together
 from sevo_jax.training.trainer import _same_shapes
 
 SEEDS = (3, 0, 8)

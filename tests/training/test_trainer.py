@@ -9,7 +9,7 @@ import pytest
 import sevo_jax as sevo
 from sevo_jax.evaluation import evaluate
 from sevo_jax.training import OptimizerConfig, train
-from sevo_jax.training.step import train_epoch
+from sevo_jax.training.epoch import train_epoch
 from sevo_jax.training.trainer import _ahead
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sevo_jax.data.samplers import NegativeSampler
 from sevo_jax.data.sequences import Sequences
+from sevo_jax.samples.negatives import NegativeSampler
 
 _ROW_MULTIPLE = 8
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sevo_jax.training import compare
+from sevo_jax.reports import comparison
 
 
 def _run(optimizer, seed, value, **changes):
-    metrics = {name: value for name in compare.METRICS}
+    metrics = {name: value for name in comparison.METRICS}
     return {
         "model": "sasrec",
         "optimizer": optimizer,
@@ -16,7 +16,7 @@ def _run(optimizer, seed, value, **changes):
         "seed": seed,
         "protocol": "leave-one-out",
         "best_epoch": 10 + seed,
-        "valid": {name: 2 * value for name in compare.METRICS},
+        "valid": {name: 2 * value for name in comparison.METRICS},
         "test": metrics,
         "seconds_per_epoch": 0.5,
     } | changes
@@ -35,17 +35,17 @@ def runs():
 
 
 def test_spread_by_hand():
-    spread = compare.Spread.of([1.0, 2.0, 6.0])
+    spread = comparison.Spread.of([1.0, 2.0, 6.0])
     assert spread.mean == 3.0
     assert spread.std == pytest.approx(math.sqrt(7.0))
-    assert math.isnan(compare.Spread.of([1.0]).std)
+    assert math.isnan(comparison.Spread.of([1.0]).std)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("count", [2, 5])
 def test_paired_test_is_scipys(seed, count):
     before, after = np.random.default_rng(seed).normal(1.0, 0.1, (2, count))
-    difference = compare.paired_difference(before, after)
+    difference = comparison.paired_difference(before, after)
     assert difference.p_value == scipy.stats.ttest_rel(before, after).pvalue
     assert difference.improvement == pytest.approx(np.mean(after) / np.mean(before) - 1)
 
@@ -53,21 +53,21 @@ def test_paired_test_is_scipys(seed, count):
 def test_paired_test_by_hand():
     # Differences 1, 1, 2: mean 4/3, std 1/sqrt(3), t = 4 with two degrees of freedom,
     # whose two-sided tail is 1 - t / sqrt(2 + t^2).
-    difference = compare.paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 5.0])
+    difference = comparison.paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 5.0])
     assert difference.p_value == pytest.approx(1.0 - 4.0 / math.sqrt(18.0))
     assert difference.improvement == pytest.approx(2.0 / 3.0)
 
 
 def test_paired_test_without_spread_gives_no_warning():
-    equal = compare.paired_difference([0.1, 0.2], [0.1, 0.2])
+    equal = comparison.paired_difference([0.1, 0.2], [0.1, 0.2])
     assert equal.improvement == 0.0 and math.isnan(equal.p_value)
-    assert compare.paired_difference([0.1, 0.2], [0.3, 0.4]).p_value == 0.0
-    assert math.isnan(compare.paired_difference([0.1], [0.3]).p_value)
-    assert math.isnan(compare.paired_difference([0.0, 0.0], [0.3, 0.4]).improvement)
+    assert comparison.paired_difference([0.1, 0.2], [0.3, 0.4]).p_value == 0.0
+    assert math.isnan(comparison.paired_difference([0.1], [0.3]).p_value)
+    assert math.isnan(comparison.paired_difference([0.0, 0.0], [0.3, 0.4]).improvement)
 
 
 def test_table_shows_means_changes_and_the_protocol(runs):
-    lines = compare.format_table(runs).splitlines()
+    lines = comparison.format_table(runs).splitlines()
     assert lines[0] == "sasrec on tiny, seeds 0 1 2"
     assert lines[1] == "protocol: leave-one-out"
     cells = {line.split("  ")[0]: line.split() for line in lines[4:] if line}
@@ -83,20 +83,20 @@ def test_table_shows_means_changes_and_the_protocol(runs):
 
 
 def test_table_of_one_seed_and_one_optimizer(runs):
-    text = compare.format_table(runs[:1])
+    text = comparison.format_table(runs[:1])
     assert "one seed" in text and "±" not in text and "nan" not in text
 
 
 def test_table_pairs_by_seed_not_by_order(runs):
-    assert compare.format_table(runs) == compare.format_table(
+    assert comparison.format_table(runs) == comparison.format_table(
         sorted(runs, key=lambda run: (run["optimizer"], -run["seed"]))
     )
 
 
 def test_metrics_of_one_model_are_aligned(runs):
     parts = {"valid": runs[0]["valid"], "test": runs[0]["test"]}
-    heading, valid, test = compare.format_metrics(parts).splitlines()
-    assert heading.split() == list(compare.METRICS)
+    heading, valid, test = comparison.format_metrics(parts).splitlines()
+    assert heading.split() == list(comparison.METRICS)
     assert valid.split() == ["valid", *["0.2000"] * 5]
     assert test.split() == ["test", *["0.1000"] * 5]
     assert len(heading) == len(valid) == len(test)
@@ -104,17 +104,17 @@ def test_metrics_of_one_model_are_aligned(runs):
 
 def test_unequal_seeds_are_refused(runs):
     with pytest.raises(ValueError, match="different seeds.*same seeds for each"):
-        compare.format_table(runs[:-1])
+        comparison.format_table(runs[:-1])
     with pytest.raises(ValueError, match="'adamw' has a seed twice"):
-        compare.format_table([*runs, runs[0]])
+        comparison.format_table([*runs, runs[0]])
     with pytest.raises(ValueError, match="no runs"):
-        compare.format_table([])
+        comparison.format_table([])
 
 
 def test_results_round_trip(runs, tmp_path):
     path = tmp_path / "results.json"
-    compare.write_results(path, runs)
-    assert compare.read_results(path) == runs
+    comparison.write_results(path, runs)
+    assert comparison.read_results(path) == runs
     assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -130,4 +130,4 @@ def test_bad_results_are_refused(text, match, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=match):
-        compare.read_results(path)
+        comparison.read_results(path)

@@ -13,7 +13,8 @@ from flax import nnx
 from sevo_jax.models import MODELS, MFBPRConfig
 from sevo_jax.training import OptimizerConfig, Trainer, optimizer_names
 from sevo_jax.training import profile as profile_module
-from sevo_jax.training.profile import (
+from sevo_jax.training.epoch import step_key, train_epoch
+from sevo_jax.training.profiling import (
     format_phases,
     measure_phases,
     partial_optimizers,
@@ -21,7 +22,6 @@ from sevo_jax.training.profile import (
     time_in_turns,
     write_trace,
 )
-from sevo_jax.training.step import step_key, train_epoch
 
 SEVO_PHASES = "forward", "backward", "decay, learning rate, apply", "moments", "psi"
 

@@ -8,7 +8,7 @@ import pytest
 from sevo_jax.data import leave_one_out
 from sevo_jax.evaluation import evaluate
 from sevo_jax.training import CheckpointError, load
-from sevo_jax.training.runs import Progress
+from sevo_jax.training.run import Progress
 
 
 def test_load_gives_the_best_model_back(finished, tiny_recipe, tiny_split):

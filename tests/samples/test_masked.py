@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import Sequences
-from sevo_jax.data.masking import MASK, MaskedBatch, MaskedEpochs
+from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
 
 NUM_ITEMS = 300
 MAX_LEN = 12

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from sevo_jax.data.samplers import distinct_items
 from sevo_jax.data.sequences import Sequences
+from sevo_jax.samples.negatives import distinct_items
 
 # No epoch has this number, so these keys are apart from those of initial values and
 # dropout, which fold small numbers into the key of the seed.

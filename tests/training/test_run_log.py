@@ -2,7 +2,7 @@ import io
 import json
 import sys
 
-from sevo_jax.training.logging import JsonLines, RunLog
+from sevo_jax.training.run_log import JsonLines, RunLog
 
 METRICS = {"HR@1": 0.1, "HR@5": 0.2, "HR@10": 0.3, "NDCG@5": 0.15, "NDCG@10": 0.25}
 

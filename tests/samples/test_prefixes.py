@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import Sequences
-from sevo_jax.data.prefixes import PrefixBatch, PrefixEpochs
+from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
 
 MAX_LEN = 12
 MODES = ["sequence", "prefix"]

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from sevo_jax import plots
+from sevo_jax.reports import plots
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sevo_jax.data import NegativeSampler, Sequences
+from sevo_jax.data import Sequences
+from sevo_jax.samples import NegativeSampler
 
 
 def test_never_a_training_item():

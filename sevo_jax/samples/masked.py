@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sevo_jax.data.packing import PackedRows, base_rows, round_up
 from sevo_jax.data.sequences import Sequences
+from sevo_jax.samples.packing import PackedRows, base_rows, round_up
 
 MASK = 1
 """Row of the item table that stands in for a hidden item; row 0 is the padding."""

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sevo_jax.data import Sequences, TripletBatch, TripletEpochs
-from sevo_jax.data.triplets import _draw, _item_outside
+from sevo_jax.data import Sequences
+from sevo_jax.samples import TripletBatch, TripletEpochs
+from sevo_jax.samples.triplets import _draw, _item_outside
 
 
 def make_train(num_users=200, num_items=60, seed=0):

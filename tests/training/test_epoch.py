@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 
 import sevo_jax as sevo
-from sevo_jax.training.step import TrainState, step_key, train_epoch
+from sevo_jax.training.epoch import TrainState, step_key, train_epoch
 
 
 class Regression(nnx.Module):

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sevo_jax.data.packing import pack, round_up
-from sevo_jax.data.samplers import NegativeSampler
 from sevo_jax.data.sequences import Sequences
+from sevo_jax.samples.negatives import NegativeSampler
+from sevo_jax.samples.packing import pack, round_up
 
 Sampling = Literal["sequence", "prefix"]
 

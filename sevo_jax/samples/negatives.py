@@ -28,7 +28,8 @@ class NegativeSampler:
 
     Example:
       >>> import numpy as np
-      >>> from sevo_jax.data import NegativeSampler, Sequences
+      >>> from sevo_jax.data import Sequences
+      >>> from sevo_jax.samples import NegativeSampler
       >>> sampler = NegativeSampler(Sequences.from_lists([[0, 1], [2]]), num_items=3)
       >>> sampler.sample(np.random.default_rng(0), np.array([0, 0, 0])).tolist()
       [2, 2, 2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import Sequences
-from sevo_jax.data.packing import PackedEpochs, left_pad, pack
+from sevo_jax.samples.packing import PackedEpochs, left_pad, pack
 
 NUM_ITEMS = 300
 MAX_LEN = 12

@@ -1,0 +1,1 @@
+"""Reports of runs: optimizers beside each other, and pictures of training."""

@@ -1,0 +1,20 @@
+"""What a step trains on: the epochs of each kind of training, addressed by number."""
+
+from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
+from sevo_jax.samples.negatives import NegativeSampler
+from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
+from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
+from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
+
+__all__ = [
+    "MaskedBatch",
+    "MaskedEpochs",
+    "NegativeSampler",
+    "PackedBatch",
+    "PackedEpochs",
+    "PrefixBatch",
+    "PrefixEpochs",
+    "TripletBatch",
+    "TripletEpochs",
+    "left_pad",
+]
