@@ -140,9 +140,26 @@ class Sequences:
         return Sequences.from_lengths(values, self.lengths + added)
 
     def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> Sequences:
-        """Rows `values[starts[i]:starts[i] + lengths[i]]`, without a Python loop."""
-        ends = np.cumsum(lengths)
-        shift = np.repeat(starts - (ends - lengths), lengths)
-        return Sequences.from_lengths(
-            self.values[np.arange(len(shift)) + shift], lengths
-        )
+        """Rows `values[starts[i]:starts[i] + lengths[i]]`."""
+        return Sequences.from_lengths(self.values[ranges(starts, lengths)], lengths)
+
+
+def ranges(starts: int | np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Numbers that run up from each of `starts`, one run after the other.
+
+    Args:
+      starts: integers `[num_runs]`, or one for all: the first number of each run.
+      lengths: integers `[num_runs]`, 0 or more: how many numbers each run has.
+
+    Returns:
+      int64 `[lengths.sum()]`.
+
+    Examples:
+      >>> ranges(np.array([5, 0, 2]), np.array([3, 0, 2])).tolist()
+      [5, 6, 7, 2, 3]
+      >>> ranges(0, np.array([2, 3])).tolist()
+      [0, 1, 0, 1, 2]
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    shifts = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(len(shifts)) + shifts

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import Sequences
+from sevo_jax.data.sequences import ranges
 
 
 @pytest.fixture
@@ -92,3 +93,15 @@ def test_malformed_offsets(offsets, message):
 def test_wrong_dtypes():
     with pytest.raises(TypeError, match="int32 values and int64 offsets, not int64"):
         Sequences(np.arange(3), np.array([0, 3]))
+
+
+def test_ranges(rng):
+    starts, lengths = rng.integers(-9, 9, 20), rng.integers(0, 4, 20)
+    for first in (starts, 3):
+        expected = [
+            number
+            for start, length in zip(np.broadcast_to(first, 20), lengths)
+            for number in range(start, start + length)
+        ]
+        assert ranges(first, lengths).tolist() == expected
+    assert ranges(0, np.zeros(0, np.int32)).tolist() == []
