@@ -13,9 +13,9 @@ from sevo_jax import _sparse, graphs
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._runs import preset
 from sevo_jax.data.split import leave_one_out
+from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS
 from sevo_jax.training import GraphConfig
-from sevo_jax.training.graph import build_graph
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1.0}
 
@@ -81,7 +81,7 @@ def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
     else:
         assert log is not None
         title = f"{options.graph.kind} graph of {log.name}"
-        adjacency = build_graph(options.graph, leave_one_out(log), options.item_offset)
+        adjacency = kinds.build(options.graph, leave_one_out(log), options.item_offset)
     # The graph of users and items has the users in front.
     users: list[str] = []
     if log is not None and options.graph.kind == "user-item":

@@ -20,10 +20,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
 from sevo_jax.models.cross_entropy import cross_entropy
-from sevo_jax.models.sequence import SequenceModel, check_items
+from sevo_jax.models.recommender import SequenceModel, check_items
+from sevo_jax.models.registry import register
 from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
 
 # Finite, so that nothing becomes NaN whatever a row holds.
@@ -35,14 +37,14 @@ class BERT4RecConfig:
     """Hyper-parameters of `BERT4Rec`.
 
     Attributes:
-        max_len: Longest input, the most recent items of a user; when ranking, one
-            less and the mask.
-        width: Size of the item embeddings and of every layer; a feed-forward layer is
-            four times as wide inside.
-        num_heads: Attention heads, a divisor of `width`.
-        num_blocks: Blocks of attention and feed-forward.
-        dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
-        mask_prob: Share in (0, 1] of the items that are hidden in training.
+      max_len: Longest input, the most recent items of a user; when ranking, one
+        less and the mask.
+      width: Size of the item embeddings and of every layer; a feed-forward layer is
+        four times as wide inside.
+      num_heads: Attention heads, a divisor of `width`.
+      num_blocks: Blocks of attention and feed-forward.
+      dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
+      mask_prob: Share in (0, 1] of the items that are hidden in training.
     """
 
     max_len: int = 50
@@ -53,21 +55,14 @@ class BERT4RecConfig:
     mask_prob: float = 0.5
 
     def __post_init__(self):
-        if self.max_len < 2:
-            raise ValueError(
-                f"max_len must be at least 2, an item and the mask, got {self.max_len}"
-            )
-        for name in ("width", "num_heads", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide width, got {self.num_heads} and {self.width}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not 0 < self.mask_prob <= 1:
-            raise ValueError(f"mask_prob must lie in (0, 1], got {self.mask_prob}")
+        # An item and the mask.
+        _checks.at_least(self, 2, "max_len")
+        _checks.at_least(self, 1, "width", "num_heads", "num_blocks")
+        divides = self.width % self.num_heads == 0
+        _checks.require_field(self, "num_heads", divides, "a divisor of width")
+        _checks.rates(self, "dropout")
+        in_range = 0 < self.mask_prob <= 1
+        _checks.require_field(self, "mask_prob", in_range, "in (0, 1]")
 
 
 class Attention(nnx.Module):
@@ -129,6 +124,7 @@ class Block(nnx.Module):
         return self.feed_forward_norm(x + layers.dropout(y, self.dropout, keys[3]))
 
 
+@register("bert4rec")
 class BERT4Rec(SequenceModel):
     """Bidirectional encoder that recommends what it would put in the mask's place.
 
@@ -137,22 +133,22 @@ class BERT4Rec(SequenceModel):
     the softmax both do.
 
     Args:
-        num_items: How many items there are.
-        config: Hyper-parameters.
-        rngs: Source of the initial values (stream `params`).
+      num_items: How many items there are.
+      config: Hyper-parameters.
+      rngs: Source of the initial values (stream `params`).
 
-    Example:
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> model = BERT4Rec(9, BERT4RecConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = model.epochs(train, batch_size=2, seed=0)
-        >>> step = MaskedBatch(*(field[0] for field in epochs[0]))
-        >>> model.loss(step, rng=jax.random.key(0)).shape
-        ()
-        >>> model.score(model.inputs(train)).shape
-        (2, 9)
+    Examples:
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> model = BERT4Rec(9, BERT4RecConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=2, seed=0)
+      >>> step = MaskedBatch(*(field[0] for field in epochs[0]))
+      >>> model.loss(step, rng=jax.random.key(0)).shape
+      ()
+      >>> model.score(model.inputs(train)).shape
+      (2, 9)
     """
 
     Config = BERT4RecConfig
@@ -160,8 +156,7 @@ class BERT4Rec(SequenceModel):
     smoothed = {"item-item": ("item_embedding", "output_embedding")}
 
     def __init__(self, num_items: int, config: BERT4RecConfig, *, rngs: nnx.Rngs):
-        if num_items < 1:
-            raise ValueError(f"num_items must be positive, got {num_items}")
+        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
         self.num_items = num_items
         self.config = config
         width, num_rows = config.width, num_items + self.item_offset
@@ -193,8 +188,8 @@ class BERT4Rec(SequenceModel):
         too. It is 0 where nothing is hidden.
 
         Args:
-            batch: One step.
-            rng: Key of the step's dropout; None trains without dropout.
+          batch: One step.
+          rng: Key of the step's dropout; None trains without dropout.
         """
         features = self._features(batch.inputs, batch.segments, batch.positions, rng)
         features = features.reshape(-1, self.config.width)[batch.masked]
@@ -215,9 +210,9 @@ class BERT4Rec(SequenceModel):
         Those of the pads mean nothing.
 
         Args:
-            inputs: Rows of the item table, 1 for a hidden item, 0 for the pads (see
-                `inputs`). A frame narrower than `max_len` stands for one with that
-                many more pads.
+          inputs: Rows of the item table, 1 for a hidden item, 0 for the pads (see
+            `inputs`). A frame narrower than `max_len` stands for one with that
+            many more pads.
         """
         # A padded frame is a packed row of one segment.
         positions = jnp.arange(
@@ -246,11 +241,11 @@ class BERT4Rec(SequenceModel):
         that holds the longest sequence and the mask, and `max_len` at most.
 
         Args:
-            sequences: Items of each user, `0..num_items-1`, the oldest first.
-            users: Who they are, which makes no difference.
+          sequences: Items of each user, `0..num_items-1`, the oldest first.
+          users: Who they are, which makes no difference.
 
         Raises:
-            ValueError: If an item is out of range.
+          ValueError: If an item is out of range.
         """
         # Whatever comes next, the mask takes its cell.
         anything = np.zeros(len(sequences), np.int32)

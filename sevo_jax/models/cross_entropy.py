@@ -28,19 +28,19 @@ def cross_entropy(
     that stand behind all others cost next to nothing.
 
     Args:
-        features: What to classify.
-        table: A row for each class.
-        bias: A number for each class.
-        labels: The true classes, in `0..n-1`.
-        weights: Of each row in the sum, no parameters: they get no gradient.
+      features: What to classify.
+      table: A row for each class.
+      bias: A number for each class.
+      labels: The true classes, in `0..n-1`.
+      weights: Of each row in the sum, no parameters: they get no gradient.
 
-    Example:
-        >>> table = jnp.eye(2)
-        >>> loss = cross_entropy(
-        ...     table, table, jnp.zeros(2), jnp.array([0, 1]), jnp.full(2, 0.5)
-        ... )
-        >>> print(f"{loss:.4f}")  # log(1 + exp(-1))
-        0.3133
+    Examples:
+      >>> table = jnp.eye(2)
+      >>> loss = cross_entropy(
+      ...     table, table, jnp.zeros(2), jnp.array([0, 1]), jnp.full(2, 0.5)
+      ... )
+      >>> print(f"{loss:.4f}")  # log(1 + exp(-1))
+      0.3133
     """
     return _loss_and_gradients(features, table, bias, labels, weights)[0]
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
-from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.models.recommender import SequenceModel
+from sevo_jax.models.registry import register
 from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs, Sampling
 
 
@@ -25,12 +27,12 @@ class GRU4RecConfig:
     """Hyper-parameters of `GRU4Rec`.
 
     Attributes:
-        max_len: Longest input, the most recent items of a user.
-        width: Size of the item embeddings.
-        hidden_width: Size of the recurrent state.
-        dropout: Rate in [0, 1) on the entries of the input embeddings.
-        sampling: How training draws prefixes, all of a user together ("sequence") or
-            each by itself ("prefix").
+      max_len: Longest input, the most recent items of a user.
+      width: Size of the item embeddings.
+      hidden_width: Size of the recurrent state.
+      dropout: Rate in [0, 1) on the entries of the input embeddings.
+      sampling: How training draws prefixes, all of a user together ("sequence") or
+        each by itself ("prefix").
     """
 
     max_len: int = 50
@@ -40,17 +42,12 @@ class GRU4RecConfig:
     sampling: Sampling = "sequence"
 
     def __post_init__(self):
-        for name in ("max_len", "width", "hidden_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.sampling not in typing.get_args(Sampling):
-            raise ValueError(
-                f"sampling must be 'sequence' or 'prefix', got {self.sampling!r}"
-            )
+        _checks.at_least(self, 1, "max_len", "width", "hidden_width")
+        _checks.rates(self, "dropout")
+        _checks.one_of(self, "sampling", typing.get_args(Sampling))
 
 
+@register("gru4rec")
 class GRU4Rec(SequenceModel):
     """Recommender by a gated recurrent unit.
 
@@ -67,30 +64,29 @@ class GRU4Rec(SequenceModel):
     somewhere between its last `max_len // 2 + 1` and its last `max_len`.
 
     Args:
-        num_items: How many items there are.
-        config: Hyper-parameters.
-        rngs: Source of the initial values (stream `params`).
+      num_items: How many items there are.
+      config: Hyper-parameters.
+      rngs: Source of the initial values (stream `params`).
 
-    Example:
-        >>> import jax
-        >>> from flax import nnx
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> config = GRU4RecConfig(max_len=4, width=8, hidden_width=16)
-        >>> model = GRU4Rec(9, config, rngs=nnx.Rngs(0))
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = model.epochs(train, batch_size=3, seed=0)
-        >>> step = PrefixBatch(*(field[0] for field in epochs[0]))
-        >>> model.loss(step, rng=jax.random.key(0)).shape
-        ()
-        >>> model.score(model.inputs(train)).shape
-        (2, 9)
+    Examples:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> config = GRU4RecConfig(max_len=4, width=8, hidden_width=16)
+      >>> model = GRU4Rec(9, config, rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=3, seed=0)
+      >>> step = PrefixBatch(*(field[0] for field in epochs[0]))
+      >>> model.loss(step, rng=jax.random.key(0)).shape
+      ()
+      >>> model.score(model.inputs(train)).shape
+      (2, 9)
     """
 
     Config = GRU4RecConfig
 
     def __init__(self, num_items: int, config: GRU4RecConfig, *, rngs: nnx.Rngs):
-        if num_items < 1:
-            raise ValueError(f"num_items must be positive, got {num_items}")
+        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
         self.num_items = num_items
         self.config = config
         width, hidden_width = config.width, config.hidden_width
@@ -111,9 +107,9 @@ class GRU4Rec(SequenceModel):
         """Returns the mean over all targets of `softplus(<f, E_negative - E_target>)`.
 
         Args:
-            batch: One step, `inputs` and `starts` `[rows, cells]`, the rest
-                `[targets]`.
-            rng: Key of the step's dropout; None trains without dropout.
+          batch: One step, `inputs` and `starts` `[rows, cells]`, the rest
+            `[targets]`.
+          rng: Key of the step's dropout; None trains without dropout.
         """
         rows, cells = batch.inputs.shape
         inputs, targets, negatives = layers.look_up(
@@ -136,8 +132,8 @@ class GRU4Rec(SequenceModel):
         """Returns the features of left-padded frames, without dropout.
 
         Args:
-            inputs: Rows of the item table, 0 for the pads (see `inputs`). At the pads
-                the state is 0, so their number makes no difference.
+          inputs: Rows of the item table, 0 for the pads (see `inputs`). At the pads
+            the state is 0, so their number makes no difference.
         """
         return self.project_out(self._frame_states(inputs).swapaxes(0, 1))
 
@@ -152,9 +148,9 @@ class GRU4Rec(SequenceModel):
         """Returns the epochs of `train`, by number; a step of one is a loss's batch.
 
         Args:
-            train: Train items of each user.
-            batch_size: Prefixes of a step.
-            seed: Non-negative.
+          train: Train items of each user.
+          batch_size: Prefixes of a step.
+          seed: Non-negative.
         """
         return PrefixEpochs(
             train,
@@ -191,12 +187,12 @@ def recur(
     .. math:: h \\leftarrow (1 - z) n + z h, \\quad n = \\tanh(x_n + r \\circ (h W_n))
 
     Args:
-        projected: `gates` is `3 * width`.
-        starts: Where the state before is zero, as it is before the first cell.
-        kernel: Of the state.
+      projected: `gates` is `3 * width`.
+      starts: Where the state before is zero, as it is before the first cell.
+      kernel: Of the state.
 
     Returns:
-        The state after each cell.
+      The state after each cell.
     """
     width = kernel.shape[0]
 

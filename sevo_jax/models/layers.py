@@ -38,14 +38,14 @@ def look_up(
     make a table each and sum them, and a stack of ids would be padded piece by piece.
 
     Args:
-        table: Of embeddings.
-        ids: Rows of it, `0..n-1`.
+      table: Of embeddings.
+      ids: Rows of it, `0..n-1`.
 
-    Example:
-        >>> table = jnp.arange(6.0).reshape(3, 2)
-        >>> first, second = look_up(table, jnp.array(2), jnp.array([0, 1]))
-        >>> first.tolist(), second.tolist()
-        ([4.0, 5.0], [[0.0, 1.0], [2.0, 3.0]])
+    Examples:
+      >>> table = jnp.arange(6.0).reshape(3, 2)
+      >>> first, second = look_up(table, jnp.array(2), jnp.array([0, 1]))
+      >>> first.tolist(), second.tolist()
+      ([4.0, 5.0], [[0.0, 1.0], [2.0, 3.0]])
     """
     return tuple(table[each] for each in ids)
 
@@ -103,9 +103,9 @@ def dropout(x: Array, rate: float, key: jax.Array | None) -> Array:
     rate is rounded to a multiple of 2**-16, and the scale is that of the rounded rate.
 
     Args:
-        x: Any shape.
-        rate: In [0, 1).
-        key: None leaves `x` as it is.
+      x: Any shape.
+      rate: In [0, 1).
+      key: None leaves `x` as it is.
     """
     if key is None or rate == 0:
         return x

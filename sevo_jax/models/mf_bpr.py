@@ -8,6 +8,7 @@ regularises.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +18,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
-from sevo_jax.models.sequence import check_items
+from sevo_jax.models.recommender import Recommender, Sizes, check_items
+from sevo_jax.models.registry import register
 from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 
@@ -28,17 +31,17 @@ class MFBPRConfig:
     """Hyper-parameters of `MFBPR`.
 
     Attributes:
-        width: Size of the user and item embeddings.
+      width: Size of the user and item embeddings.
     """
 
     width: int = 64
 
     def __post_init__(self):
-        if self.width < 1:
-            raise ValueError(f"width must be positive, got {self.width}")
+        _checks.at_least(self, 1, "width")
 
 
-class MFBPR(nnx.Module):
+@register("mf-bpr")
+class MFBPR(Recommender):
     """Matrix factorisation: a user scores an item by their embeddings' inner product.
 
     User `u` and item `i` are the rows `u` and `i` of their tables. Embeddings start as
@@ -46,23 +49,23 @@ class MFBPR(nnx.Module):
     only those of the training data can be served.
 
     Args:
-        num_users: How many users there are.
-        num_items: How many items there are.
-        config: Hyper-parameters.
-        rngs: Source of the initial values (stream `params`).
+      num_users: How many users there are.
+      num_items: How many items there are.
+      config: Hyper-parameters.
+      rngs: Source of the initial values (stream `params`).
 
-    Example:
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> model = MFBPR(2, 9, MFBPRConfig(width=8), rngs=nnx.Rngs(0))
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = model.epochs(train, batch_size=2, seed=0)
-        >>> step = TripletBatch(*(field[0] for field in epochs[0]))
-        >>> model.loss(step, rng=None).shape
-        ()
-        >>> model.score(model.inputs(train, np.arange(2))).shape
-        (2, 9)
+    Examples:
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> model = MFBPR(2, 9, MFBPRConfig(width=8), rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=2, seed=0)
+      >>> step = TripletBatch(*(field[0] for field in epochs[0]))
+      >>> model.loss(step, rng=None).shape
+      ()
+      >>> model.score(model.inputs(train, np.arange(2))).shape
+      (2, 9)
     """
 
     Config = MFBPRConfig
@@ -76,8 +79,7 @@ class MFBPR(nnx.Module):
         self, num_users: int, num_items: int, config: MFBPRConfig, *, rngs: nnx.Rngs
     ):
         for name, value in (("num_users", num_users), ("num_items", num_items)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+            _checks.require(value >= 1, name, value, "at least 1")
         self.num_users = num_users
         self.num_items = num_items
         self.config = config
@@ -87,12 +89,19 @@ class MFBPR(nnx.Module):
             nnx.Param(initial(rngs.params(), shape)) for shape in shapes
         )
 
+    @classmethod
+    def for_data(
+        cls, sizes: Sizes, config: Any, *, graphs: Mapping[str, Any], rngs: nnx.Rngs
+    ) -> MFBPR:
+        del graphs
+        return cls(sizes.num_users, sizes.num_items, config, rngs=rngs)
+
     def loss(self, batch: TripletBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
         """Returns BPR's loss, the mean of `softplus(s_negative - s_positive)`.
 
         Args:
-            batch: One step, fields `[batch_size]`.
-            rng: Makes no difference, as nothing is dropped.
+          batch: One step, fields `[batch_size]`.
+          rng: Ignored: nothing is dropped.
         """
         del rng
         users = self.user_embedding[...][batch.users]
@@ -112,13 +121,13 @@ class MFBPR(nnx.Module):
         """Returns what `score` takes, int32 `[len(sequences), 1]`: the users.
 
         Args:
-            sequences: Items of each user, `0..num_items-1`; they are not looked at but
-                for being the items of the training data.
-            users: Whose they are, `0..num_users-1`, as in the training data.
+          sequences: Items of each user, `0..num_items-1`; they are not looked at but
+            for being the items of the training data.
+          users: Whose they are, `0..num_users-1`, as in the training data.
 
         Raises:
-            ValueError: If `users` is missing, does not fit `sequences` or is out of
-                range, or an item is.
+          ValueError: If `users` is missing, does not fit `sequences` or is out of
+            range, or an item is.
         """
         check_items(sequences, self.num_items)
         if users is None:
@@ -139,7 +148,7 @@ class MFBPR(nnx.Module):
         """Returns the epochs of `train`, by number; a step of one is a loss's batch.
 
         Raises:
-            ValueError: If `train` does not have one row for each user.
+          ValueError: If `train` does not have one row for each user.
         """
         if len(train) != self.num_users:
             raise ValueError(

@@ -21,8 +21,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
+from sevo_jax import _checks
 from sevo_jax.models import layers
-from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.models.recommender import SequenceModel
+from sevo_jax.models.registry import register
 from sevo_jax.samples.packing import PackedBatch
 
 
@@ -31,11 +33,11 @@ class SASRecConfig:
     """Hyper-parameters of `SASRec`.
 
     Attributes:
-        max_len: Longest input, the most recent items of a user.
-        width: Size of the item embeddings and of every layer.
-        num_heads: Attention heads, a divisor of `width`.
-        num_blocks: Blocks of attention and feed-forward.
-        dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
+      max_len: Longest input, the most recent items of a user.
+      width: Size of the item embeddings and of every layer.
+      num_heads: Attention heads, a divisor of `width`.
+      num_blocks: Blocks of attention and feed-forward.
+      dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
     """
 
     max_len: int = 50
@@ -45,26 +47,21 @@ class SASRecConfig:
     dropout: float = 0.3
 
     def __post_init__(self):
-        for name in ("max_len", "width", "num_heads", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide width, got {self.num_heads} and {self.width}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        _checks.at_least(self, 1, "max_len", "width", "num_heads", "num_blocks")
+        divides = self.width % self.num_heads == 0
+        _checks.require_field(self, "num_heads", divides, "a divisor of width")
+        _checks.rates(self, "dropout")
 
 
 class Layout(NamedTuple):
     """Where the cells of packed rows belong, for the blocks.
 
     Attributes:
-        valid: Whether a cell holds an item.
-        num_pads: Left pads of a cell's user.
-        visibility: What is added to the score of a query (second last axis) and a key
-            (last axis): 0 for the query's own cell and the earlier ones of its
-            segment, `-inf` for the rest.
+      valid: Whether a cell holds an item.
+      num_pads: Left pads of a cell's user.
+      visibility: What is added to the score of a query (second last axis) and a key
+        (last axis): 0 for the query's own cell and the earlier ones of its
+        segment, `-inf` for the rest.
     """
 
     valid: Bool[Array, "rows row_cells"]
@@ -178,6 +175,7 @@ class Block(nnx.Module):
         return jnp.where(layout.valid.reshape(-1, 1), y, 0)
 
 
+@register("sasrec")
 class SASRec(SequenceModel):
     """Self-attentive sequential recommender.
 
@@ -185,29 +183,28 @@ class SASRec(SequenceModel):
     row 0 stands for padding and never gets a gradient.
 
     Args:
-        num_items: How many items there are.
-        config: Hyper-parameters.
-        rngs: Source of the initial values (stream `params`).
+      num_items: How many items there are.
+      config: Hyper-parameters.
+      rngs: Source of the initial values (stream `params`).
 
-    Example:
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> model = SASRec(9, SASRecConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = model.epochs(train, batch_size=2, seed=0)
-        >>> step = PackedBatch(*(field[0] for field in epochs[0]))
-        >>> model.loss(step, rng=jax.random.key(0)).shape
-        ()
-        >>> model.score(model.inputs(train)).shape
-        (2, 9)
+    Examples:
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> model = SASRec(9, SASRecConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=2, seed=0)
+      >>> step = PackedBatch(*(field[0] for field in epochs[0]))
+      >>> model.loss(step, rng=jax.random.key(0)).shape
+      ()
+      >>> model.score(model.inputs(train)).shape
+      (2, 9)
     """
 
     Config = SASRecConfig
 
     def __init__(self, num_items: int, config: SASRecConfig, *, rngs: nnx.Rngs):
-        if num_items < 1:
-            raise ValueError(f"num_items must be positive, got {num_items}")
+        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
         self.num_items = num_items
         self.config = config
         width = config.width
@@ -229,8 +226,8 @@ class SASRec(SequenceModel):
         `softplus(-<f, E_target>)` and of `softplus(<f, E_negative>)`.
 
         Args:
-            batch: One step, fields `[rows, cells]`.
-            rng: Key of the step's dropout; None trains without dropout.
+          batch: One step, fields `[rows, cells]`.
+          rng: Key of the step's dropout; None trains without dropout.
         """
         inputs, targets, negatives = layers.look_up(
             self.item_embedding[...], batch.inputs, batch.targets, batch.negatives
@@ -249,8 +246,8 @@ class SASRec(SequenceModel):
         """Returns the features of left-padded frames, without dropout.
 
         Args:
-            inputs: Rows of the item table, 0 for the pads (see `inputs`). A frame
-                narrower than `max_len` stands for one with that many more pads.
+          inputs: Rows of the item table, 0 for the pads (see `inputs`). A frame
+            narrower than `max_len` stands for one with that many more pads.
         """
         # A padded frame is a packed row of one segment.
         missing = self.config.max_len - inputs.shape[1]
@@ -298,10 +295,10 @@ def sample_binomial(
     to the 2**-23 grid of the uniform numbers, and far cheaper than rejection.
 
     Args:
-        num_trials: In `0..max_trials`.
-        probability: Of success, in (0, 1].
-        max_trials: Most trials.
-        key: Source of the draw.
+      num_trials: In `0..max_trials`.
+      probability: Of success, in (0, 1].
+      max_trials: Most trials.
+      key: Source of the draw.
     """
     trials = np.arange(max_trials + 1)
     successes = np.minimum(trials, trials[:, None])

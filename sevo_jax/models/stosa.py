@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from sevo_jax import _checks
 from sevo_jax.models import layers
-from sevo_jax.models.sequence import SequenceModel
+from sevo_jax.models.recommender import SequenceModel
+from sevo_jax.models.registry import register
 from sevo_jax.samples.packing import PackedBatch
 
 # Far below any score, and finite.
@@ -31,17 +33,17 @@ class STOSAConfig:
     """Hyper-parameters of `STOSA`.
 
     Attributes:
-        max_len: Longest input, the most recent items of a user.
-        width: Size of the means, of the covariances, and of the layers of either.
-        num_heads: Attention heads, a divisor of `width`.
-        num_blocks: Blocks of attention and feed-forward.
-        hidden_dropout: Rate in [0, 1) on embeddings and on what the attention and the
-            feed-forward give out.
-        attention_dropout: Rate in [0, 1) on attention weights.
-        pvn_weight: Weight, at least 0, of the part of the loss that wants the next
-            item nearer to the user than to the negative item.
-        propagate_mean: Whether the means too pass through the blocks, as published.
-            Otherwise only the covariances do, as in the published code.
+      max_len: Longest input, the most recent items of a user.
+      width: Size of the means, of the covariances, and of the layers of either.
+      num_heads: Attention heads, a divisor of `width`.
+      num_blocks: Blocks of attention and feed-forward.
+      hidden_dropout: Rate in [0, 1) on embeddings and on what the attention and the
+        feed-forward give out.
+      attention_dropout: Rate in [0, 1) on attention weights.
+      pvn_weight: Weight, at least 0, of the part of the loss that wants the next
+        item nearer to the user than to the negative item.
+      propagate_mean: Whether the means too pass through the blocks, as published.
+        Otherwise only the covariances do, as in the published code.
     """
 
     max_len: int = 100
@@ -54,22 +56,12 @@ class STOSAConfig:
     propagate_mean: bool = False
 
     def __post_init__(self):
-        for name in ("max_len", "width", "num_heads", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide width, got {self.num_heads} and {self.width}"
-            )
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must lie in [0, 1), got {getattr(self, name)}"
-                )
-        if not 0 <= self.pvn_weight < math.inf:
-            raise ValueError(
-                f"pvn_weight must be finite and at least 0, got {self.pvn_weight}"
-            )
+        _checks.at_least(self, 1, "max_len", "width", "num_heads", "num_blocks")
+        divides = self.width % self.num_heads == 0
+        _checks.require_field(self, "num_heads", divides, "a divisor of width")
+        _checks.rates(self, "hidden_dropout", "attention_dropout")
+        in_range = 0 <= self.pvn_weight < math.inf
+        _checks.require_field(self, "pvn_weight", in_range, "finite and at least 0")
 
 
 class Attention(nnx.Module):
@@ -181,6 +173,7 @@ class Block(nnx.Module):
         return mean, raw
 
 
+@register("stosa")
 class STOSA(SequenceModel):
     """Stochastic self-attention: a Gaussian for each item and each moment of a user.
 
@@ -196,30 +189,29 @@ class STOSA(SequenceModel):
     default those that would propagate the mean get gradient zero.
 
     Args:
-        num_items: How many items there are.
-        config: Hyper-parameters.
-        rngs: Source of the initial values (stream `params`).
+      num_items: How many items there are.
+      config: Hyper-parameters.
+      rngs: Source of the initial values (stream `params`).
 
-    Example:
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> model = STOSA(9, STOSAConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = model.epochs(train, batch_size=2, seed=0)
-        >>> step = PackedBatch(*(field[0] for field in epochs[0]))
-        >>> model.loss(step, rng=jax.random.key(0)).shape
-        ()
-        >>> model.score(model.inputs(train)).shape
-        (2, 9)
+    Examples:
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> model = STOSA(9, STOSAConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=2, seed=0)
+      >>> step = PackedBatch(*(field[0] for field in epochs[0]))
+      >>> model.loss(step, rng=jax.random.key(0)).shape
+      ()
+      >>> model.score(model.inputs(train)).shape
+      (2, 9)
     """
 
     Config = STOSAConfig
     smoothed = {"item-item": ("item_mean", "item_covariance")}
 
     def __init__(self, num_items: int, config: STOSAConfig, *, rngs: nnx.Rngs):
-        if num_items < 1:
-            raise ValueError(f"num_items must be positive, got {num_items}")
+        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
         self.num_items = num_items
         self.config = config
 
@@ -246,8 +238,8 @@ class STOSA(SequenceModel):
         where `d` is the squared Wasserstein distance.
 
         Args:
-            batch: One step, fields `[rows, cells]`.
-            rng: Key of the step's dropout; None trains without dropout.
+          batch: One step, fields `[rows, cells]`.
+          rng: Key of the step's dropout; None trains without dropout.
         """
         users = self._features(batch.inputs, batch.segments, batch.positions, rng)
         targets, negatives = self._items(jnp.stack([batch.targets, batch.negatives]))
@@ -266,8 +258,8 @@ class STOSA(SequenceModel):
         Without dropout. What a pad gets has no meaning.
 
         Args:
-            inputs: Rows of the item tables, 0 for the pads (see `inputs`). A frame
-                narrower than `max_len` stands for one with that many more pads.
+          inputs: Rows of the item tables, 0 for the pads (see `inputs`). A frame
+            narrower than `max_len` stands for one with that many more pads.
         """
         # A padded frame is a packed row of one segment.
         max_len = self.config.max_len
@@ -324,9 +316,9 @@ def deviation(raw: Float[Array, "..."]) -> Float[Array, "..."]:
     taken near zero, so it needs no lower bound for the sake of its derivative (the
     published code bounds the covariance by 1e-24 from below).
 
-    Example:
-        >>> deviation(jnp.array([0.0, 8.0])).tolist()
-        [1.0, 3.0]
+    Examples:
+      >>> deviation(jnp.array([0.0, 8.0])).tolist()
+      [1.0, 3.0]
     """
     positive = raw > 0
     # Each branch gets arguments of its own side alone: its derivative is finite there.

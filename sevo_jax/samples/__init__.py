@@ -1,5 +1,6 @@
 """What a step trains on: the epochs of each kind of training, addressed by number."""
 
+from sevo_jax.samples.epochs import Epochs
 from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
@@ -7,6 +8,7 @@ from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
 from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 __all__ = [
+    "Epochs",
     "MaskedBatch",
     "MaskedEpochs",
     "NegativeSampler",

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.samples.packing import PackedRows, base_rows, round_up
 
@@ -19,16 +20,16 @@ class MaskedBatch(NamedTuple):
     An epoch is `[steps, ...]`, one step of it as below.
 
     Attributes:
-        inputs: `[rows, cells]`, row of the item table (`item + item_offset`), `MASK`
-            for a hidden item, 0 in an empty cell.
-        segments: `[rows, cells]`, positive, the same for all cells of one user and
-            different for two users of the same row; 0 marks an empty cell.
-        positions: `[rows, cells]`, place in the left-padded frame of the user,
-            `0..max_len-1`.
-        masked: `[masked]`, the hidden cells, as positions in the rows one after the
-            other; then zeros up to the width.
-        labels: `[masked]`, what is hidden there, as a row of the table; 0 where
-            `masked` is only filled up.
+      inputs: `[rows, cells]`, row of the item table (`item + item_offset`), `MASK`
+        for a hidden item, 0 in an empty cell.
+      segments: `[rows, cells]`, positive, the same for all cells of one user and
+        different for two users of the same row; 0 marks an empty cell.
+      positions: `[rows, cells]`, place in the left-padded frame of the user,
+        `0..max_len-1`.
+      masked: `[masked]`, the hidden cells, as positions in the rows one after the
+        other; then zeros up to the width.
+      labels: `[masked]`, what is hidden there, as a row of the table; 0 where
+        `masked` is only filled up.
     """
 
     inputs: np.ndarray
@@ -51,25 +52,25 @@ class MaskedEpochs:
     draw needs more (about one epoch in hundreds), as nothing is ever left out.
 
     Args:
-        train: Train items of each user, from 0. Users without any are left out.
-        max_len: Width of a row, and the longest input of a user.
-        batch_size: Users of a step.
-        mask_prob: In (0, 1].
-        seed: Non-negative.
-        item_offset: Row of the table where item 0 stands, behind the mask's.
+      train: Train items of each user, from 0. Users without any are left out.
+      max_len: Width of a row, and the longest input of a user.
+      batch_size: Users of a step.
+      mask_prob: In (0, 1].
+      seed: Non-negative.
+      item_offset: Row of the table where item 0 stands, behind the mask's.
 
     Raises:
-        ValueError: If a number is out of range or no user has an item.
+      ValueError: If a number is out of range or no user has an item.
 
-    Example:
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = MaskedEpochs(train, max_len=4, batch_size=2, mask_prob=1, seed=0)
-        >>> step = MaskedBatch(*(field[0] for field in epochs[0]))
-        >>> step.inputs[:3].tolist()
-        [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
-        >>> step.masked[:6].tolist(), step.labels[:6].tolist()
-        ([0, 1, 2, 4, 5, 0], [2, 3, 4, 5, 6, 0])
+    Examples:
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = MaskedEpochs(train, max_len=4, batch_size=2, mask_prob=1, seed=0)
+      >>> step = MaskedBatch(*(field[0] for field in epochs[0]))
+      >>> step.inputs[:3].tolist()
+      [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+      >>> step.masked[:6].tolist(), step.labels[:6].tolist()
+      ([0, 1, 2, 4, 5, 0], [2, 3, 4, 5, 6, 0])
     """
 
     def __init__(
@@ -88,10 +89,8 @@ class MaskedEpochs:
             ("seed", seed, 0),
             ("item_offset", item_offset, MASK + 1),
         ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 < mask_prob <= 1:
-            raise ValueError(f"mask_prob must lie in (0, 1], got {mask_prob}")
+            _checks.require(value >= least, name, value, f"at least {least}")
+        _checks.require(0 < mask_prob <= 1, "mask_prob", mask_prob, "in (0, 1]")
         sequences = train.last(max_len)
         lengths = sequences.lengths[sequences.lengths > 0]
         if lengths.size == 0:
@@ -118,7 +117,7 @@ class MaskedEpochs:
         """Returns the epoch: arrays `[num_steps, rows, max_len]` and `[num_steps, m]`.
 
         Args:
-            epoch: From 0.
+          epoch: From 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.num_samples)

@@ -26,7 +26,7 @@ class NegativeSampler:
       ValueError: an item is outside 0..num_items-1, or a user's training items are
         all items there are, so that none is left to draw.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from sevo_jax.data import Sequences
       >>> from sevo_jax.samples import NegativeSampler
@@ -82,7 +82,7 @@ def distinct_items(train: Sequences, num_items: int) -> Sequences:
       ValueError: an item is outside 0..num_items-1, or a user's training items are
         all items there are, so that no negative is left to draw.
 
-    Example:
+    Examples:
       >>> from sevo_jax.data import Sequences
       >>> rows = distinct_items(Sequences.from_lists([[2, 0, 2], []]), num_items=3)
       >>> [row.tolist() for row in rows]

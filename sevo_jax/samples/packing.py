@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.samples.negatives import NegativeSampler
 
@@ -24,13 +25,13 @@ class PackedBatch(NamedTuple):
     cell is 0 in every field.
 
     Attributes:
-        inputs: Row of the item table (`item + item_offset`).
-        targets: The item that follows, as a row of the table.
-        negatives: An item the user has not in train, as a row of the table.
-        segments: Positive, the same for all cells of one user and different for two
-            users of the same row; 0 marks an empty cell.
-        positions: Place in the left-padded frame of the user, `0..max_len-1`.
-        num_pads: How many left pads the frame of the cell's user has.
+      inputs: Row of the item table (`item + item_offset`).
+      targets: The item that follows, as a row of the table.
+      negatives: An item the user has not in train, as a row of the table.
+      segments: Positive, the same for all cells of one user and different for two
+        users of the same row; 0 marks an empty cell.
+      positions: Place in the left-padded frame of the user, `0..max_len-1`.
+      num_pads: How many left pads the frame of the cell's user has.
     """
 
     inputs: np.ndarray
@@ -55,25 +56,25 @@ class PackedEpochs:
     in hundreds), as no user is ever left out.
 
     Args:
-        train: Train items of each user, `0..num_items-1`. Users with fewer than two
-            have no target and are left out.
-        num_items: How many items there are.
-        max_len: Width of a row, and the longest input of a user.
-        batch_size: Users of a step.
-        seed: Non-negative.
-        item_offset: Row of the table where item 0 stands.
+      train: Train items of each user, `0..num_items-1`. Users with fewer than two
+        have no target and are left out.
+      num_items: How many items there are.
+      max_len: Width of a row, and the longest input of a user.
+      batch_size: Users of a step.
+      seed: Non-negative.
+      item_offset: Row of the table where item 0 stands.
 
     Raises:
-        ValueError: If a number is out of range or no user has two train items.
+      ValueError: If a number is out of range or no user has two train items.
 
-    Example:
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
-        >>> epochs = PackedEpochs(train, 9, max_len=4, batch_size=2, seed=0)
-        >>> epochs[0].inputs.shape
-        (1, 8, 4)
-        >>> int((epochs[0].targets > 0).sum())
-        3
+    Examples:
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = PackedEpochs(train, 9, max_len=4, batch_size=2, seed=0)
+      >>> epochs[0].inputs.shape
+      (1, 8, 4)
+      >>> int((epochs[0].targets > 0).sum())
+      3
     """
 
     def __init__(
@@ -92,8 +93,7 @@ class PackedEpochs:
             ("seed", seed, 0),
             ("item_offset", item_offset, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            _checks.require(value >= least, name, value, f"at least {least}")
         users = np.flatnonzero(train.lengths >= 2)
         if users.size == 0:
             raise ValueError(
@@ -125,7 +125,7 @@ class PackedEpochs:
         """Returns the epoch: arrays `[num_steps, rows, max_len]`, `rows >= num_rows`.
 
         Args:
-            epoch: From 0.
+          epoch: From 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.num_samples)
@@ -148,23 +148,23 @@ class PackedRows:
     """Where the cells of samples go that are packed, step by step, into rows.
 
     Args:
-        lengths: `[n]`, cells of each sample, each in `1..width`.
-        steps: The samples of each step; together `0..n-1`, each once.
-        width: Cells of a row.
-        least_rows: Rows of a step, unless one needs more; then all steps have as many
-            as that one, rounded up to a multiple of 8.
+      lengths: `[n]`, cells of each sample, each in `1..width`.
+      steps: The samples of each step; together `0..n-1`, each once.
+      width: Cells of a row.
+      least_rows: Rows of a step, unless one needs more; then all steps have as many
+        as that one, rounded up to a multiple of 8.
 
     Attributes:
-        shape: `(steps, rows, width)`.
-        segments: `[lengths.sum()]`, for each cell the id of its sample within its row,
-            positive.
+      shape: `(steps, rows, width)`.
+      segments: `[lengths.sum()]`, for each cell the id of its sample within its row,
+        positive.
 
-    Example:
-        >>> rows = PackedRows(np.array([2, 1, 3]), [[1, 0], [2]], 4, least_rows=1)
-        >>> rows.fill(np.array([10, 11, 20, 30, 31, 32])).tolist()
-        [[[10, 11, 20, 0]], [[30, 31, 32, 0]]]
-        >>> rows.fill(rows.segments).tolist()
-        [[[1, 1, 3, 0]], [[1, 1, 1, 0]]]
+    Examples:
+      >>> rows = PackedRows(np.array([2, 1, 3]), [[1, 0], [2]], 4, least_rows=1)
+      >>> rows.fill(np.array([10, 11, 20, 30, 31, 32])).tolist()
+      [[[10, 11, 20, 0]], [[30, 31, 32, 0]]]
+      >>> rows.fill(rows.segments).tolist()
+      [[[1, 1, 3, 0]], [[1, 1, 1, 0]]]
     """
 
     def __init__(
@@ -203,16 +203,16 @@ def pack(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, int]:
     The longest goes first, each into the fullest row that still holds it.
 
     Args:
-        lengths: `[n]`, each in `1..width`.
-        width: Cells of a row.
+      lengths: `[n]`, each in `1..width`.
+      width: Cells of a row.
 
     Returns:
-        `(row [n], first column [n], number of rows)`.
+      `(row [n], first column [n], number of rows)`.
 
-    Example:
-        >>> row, column, num_rows = pack(np.array([2, 3, 2, 1]), 4)
-        >>> row.tolist(), column.tolist(), num_rows
-        ([1, 0, 1, 0], [0, 0, 2, 3], 2)
+    Examples:
+      >>> row, column, num_rows = pack(np.array([2, 3, 2, 1]), 4)
+      >>> row.tolist(), column.tolist(), num_rows
+      ([1, 0, 1, 0], [0, 0, 2, 3], 2)
     """
     # with_room[f] lists the open rows with f free cells and bit f of `rooms` says
     # whether there is one, which finds the fullest fitting row without a search.
@@ -246,16 +246,16 @@ def left_pad(sequences: Sequences, max_len: int, item_offset: int = 1) -> np.nda
     """Returns the last `max_len` items of each row at the right end of a frame.
 
     Args:
-        sequences: Items, `0..num_items-1`.
-        max_len: Width of the frame.
-        item_offset: Added to each item; 0 stands for the pads before them.
+      sequences: Items, `0..num_items-1`.
+      max_len: Width of the frame.
+      item_offset: Added to each item; 0 stands for the pads before them.
 
     Returns:
-        int32 `[num_rows, max_len]`.
+      int32 `[num_rows, max_len]`.
 
-    Example:
-        >>> left_pad(Sequences.from_lists([[4, 5, 6], [7]]), 2).tolist()
-        [[6, 7], [0, 8]]
+    Examples:
+      >>> left_pad(Sequences.from_lists([[4, 5, 6], [7]]), 2).tolist()
+      [[6, 7], [0, 8]]
     """
     lengths = np.minimum(sequences.lengths, max_len)
     frames = np.zeros((len(sequences), max_len), np.int32)

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import pack, round_up
@@ -25,12 +26,12 @@ class PrefixBatch(NamedTuple):
     for `starts`; an empty cell or target is 0 in every field.
 
     Attributes:
-        inputs: `[rows, max_len]`, rows of the item table (`item + item_offset`).
-        starts: `[rows, max_len]`, whether a run begins at a cell.
-        cells: `[targets]`, the cell that each target follows, counted row by row.
-        targets: `[targets]`, the item that follows, as a row of the table.
-        negatives: `[targets]`, an item the user has not in train, as a row of the
-            table.
+      inputs: `[rows, max_len]`, rows of the item table (`item + item_offset`).
+      starts: `[rows, max_len]`, whether a run begins at a cell.
+      cells: `[targets]`, the cell that each target follows, counted row by row.
+      targets: `[targets]`, the item that follows, as a row of the table.
+      negatives: `[targets]`, an item the user has not in train, as a row of the
+        table.
     """
 
     inputs: np.ndarray
@@ -65,28 +66,28 @@ class PrefixEpochs:
     alone.
 
     Args:
-        train: Train items of each user, `0..num_items-1`. Users with fewer than two
-            have no target and are left out.
-        num_items: How many items there are.
-        max_len: Width of a row, and the most items that a prediction reads.
-        batch_size: Targets of a step; of `"sequence"` at least those of each run.
-        seed: Non-negative.
-        sampling: How the prefixes are drawn.
-        item_offset: Row of the table where item 0 stands.
+      train: Train items of each user, `0..num_items-1`. Users with fewer than two
+        have no target and are left out.
+      num_items: How many items there are.
+      max_len: Width of a row, and the most items that a prediction reads.
+      batch_size: Targets of a step; of `"sequence"` at least those of each run.
+      seed: Non-negative.
+      sampling: How the prefixes are drawn.
+      item_offset: Row of the table where item 0 stands.
 
     Raises:
-        ValueError: If an argument is out of range or no user has two train items.
+      ValueError: If an argument is out of range or no user has two train items.
 
-    Example:
-        >>> from sevo_jax.data.sequences import Sequences
-        >>> train = Sequences.from_lists([[0, 1, 2, 3, 4]])
-        >>> options = dict(max_len=6, batch_size=4, seed=0)
-        >>> step = PrefixEpochs(train, 9, sampling="sequence", **options)[0]
-        >>> step.inputs[0, 0].tolist(), step.targets[0, :4].tolist()
-        ([1, 2, 3, 4, 0, 0], [2, 3, 4, 5])
-        >>> step = PrefixEpochs(train, 9, sampling="prefix", **options)[0]
-        >>> step.inputs[0, :2].tolist(), sorted(step.targets[0].tolist())
-        ([[1, 2, 3, 4, 1, 2], [1, 2, 3, 1, 0, 0]], [2, 3, 4, 5])
+    Examples:
+      >>> from sevo_jax.data.sequences import Sequences
+      >>> train = Sequences.from_lists([[0, 1, 2, 3, 4]])
+      >>> options = dict(max_len=6, batch_size=4, seed=0)
+      >>> step = PrefixEpochs(train, 9, sampling="sequence", **options)[0]
+      >>> step.inputs[0, 0].tolist(), step.targets[0, :4].tolist()
+      ([1, 2, 3, 4, 0, 0], [2, 3, 4, 5])
+      >>> step = PrefixEpochs(train, 9, sampling="prefix", **options)[0]
+      >>> step.inputs[0, :2].tolist(), sorted(step.targets[0].tolist())
+      ([[1, 2, 3, 4, 1, 2], [1, 2, 3, 1, 0, 0]], [2, 3, 4, 5])
     """
 
     def __init__(
@@ -106,8 +107,7 @@ class PrefixEpochs:
             ("seed", seed, 0),
             ("item_offset", item_offset, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            _checks.require(value >= least, name, value, f"at least {least}")
         if sampling not in ("sequence", "prefix"):
             raise ValueError(f"sampling is {sampling!r}: choose 'sequence' or 'prefix'")
         users = np.flatnonzero(train.lengths >= 2)
@@ -148,7 +148,7 @@ class PrefixEpochs:
         """Returns the epoch: arrays `[num_steps, ...]`, at least `num_rows` rows.
 
         Args:
-            epoch: From 0.
+          epoch: From 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self._counts.size)
@@ -216,8 +216,8 @@ def _chunks(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
     """The sequences of users with so many targets, long ones cut into runs.
 
     Returns:
-        The user of each run, the index of its first input in the user's sequence, how
-        many inputs it has, and at how many of the last of them it has a loss.
+      The user of each run, the index of its first input in the user's sequence, how
+      many inputs it has, and at how many of the last of them it has a loss.
     """
     warm_up = max_len // 2
     fresh = max_len - warm_up

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.samples.negatives import distinct_items
 
@@ -65,7 +66,7 @@ class TripletEpochs:
       ValueError: a number is out of range, there are no interactions, or a user has
         all items in train, so that no negative is left.
 
-    Example:
+    Examples:
       >>> train = Sequences.from_lists([[0, 1], [], [2]])
       >>> epochs = TripletEpochs(train, 3, batch_size=2, seed=0)
       >>> epochs[0].users.shape, epochs[0].valid.tolist()
@@ -75,10 +76,8 @@ class TripletEpochs:
     """
 
     def __init__(self, train: Sequences, num_items: int, *, batch_size: int, seed: int):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+        _checks.require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        _checks.require(0 <= seed < 2**32, "seed", seed, "in [0, 2**32)")
         if not 0 < len(train.values) < 2**31:
             raise ValueError(
                 f"train has {len(train.values)} interactions: triplets are drawn from "

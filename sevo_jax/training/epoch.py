@@ -12,42 +12,72 @@ import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from sevo_jax.models import GraphVariable
+
 
 class TrainState(NamedTuple):
-    """What an epoch changes.
+    """What an epoch changes; all that is checkpointed of it.
 
     Attributes:
       params: parameters of the model, an `nnx.State`.
+      carried: its other variables (batch statistics, masks), an `nnx.State`.
       opt_state: state of the optimizer.
     """
 
     params: Any
+    carried: Any
     opt_state: Any
 
 
+class Program(NamedTuple):
+    """The static part of an epoch. A new one is compiled anew: make one a trainer.
+
+    Attributes:
+      graphdef: of the model.
+      update: of the optimizer, `(gradients, opt_state, params, graphs=)`.
+    """
+
+    graphdef: nnx.GraphDef
+    update: Any
+
+
+class Graphs(NamedTuple):
+    """Graphs, arguments of an epoch: what it closes over is copied into the program.
+
+    Attributes:
+      smoothing: passed on to the optimizer's `update`.
+      model: those that the model propagates over, an `nnx.State`.
+    """
+
+    smoothing: Any
+    model: Any
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, Any, nnx.State]:
+    """Takes a model apart: structure, parameters, graphs and carried variables."""
+    return nnx.split(model, nnx.Param, GraphVariable, ...)
+
+
 def _train_epoch(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformationExtraArgs,
+    program: Program,
     state: TrainState,
     batches: Any,
-    graphs: Any,
+    graphs: Graphs,
     seed: Int[Array, ""],
     epoch: Int[Array, ""],
-) -> tuple[TrainState, Float[Array, " steps"]]:
+) -> tuple[TrainState, dict[str, Float[Array, " steps"]]]:
     """Trains over all batches of an epoch.
 
     Args:
-      graphdef: of the model, which has a method `loss(batch, rng=key)`. Static.
-      optimizer: static; made once a run, as every new one is compiled anew.
+      program: static.
       state: donated.
       batches: a pytree, each leaf `[steps, ...]`.
-      graphs: passed on to the optimizer's `update`. An argument, for a graph that is
-        closed over is copied into the program.
+      graphs: of the optimizer and of the model.
       seed: seed of the run.
       epoch: number of the epoch.
 
     Returns:
-      The new state and the loss of each step.
+      The new state, and `"loss"` and its parts at each step, by name.
     """
 
     def step(state: TrainState, batch: tuple[Any, jax.Array]):
@@ -55,43 +85,55 @@ def _train_epoch(
         rng = step_key(seed, epoch, index)
 
         def loss_of(params: nnx.State):
-            return nnx.merge(graphdef, params).loss(batch, rng=rng)
+            model: Any = nnx.merge(
+                program.graphdef, params, graphs.model, state.carried
+            )
+            loss, parts = with_parts(model.loss(batch, rng=rng))
+            return loss, (parts, split_model(model)[3])
 
-        loss, gradients = jax.value_and_grad(loss_of)(state.params)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, graphs=graphs
+        (loss, (parts, carried)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = program.update(
+            gradients, state.opt_state, state.params, graphs=graphs.smoothing
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), loss
+        return TrainState(params, carried, opt_state), {"loss": loss, **parts}
 
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return jax.lax.scan(step, state, (batches, jnp.arange(num_steps)))
 
 
+def with_parts(loss: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a model's `loss` returned, as the loss and its parts by name."""
+    if not isinstance(loss, tuple):
+        return loss, {}
+    value, parts = loss
+    if "loss" in parts:
+        raise ValueError("a part of the loss is called 'loss', as the whole is")
+    return value, dict(parts)
+
+
 train_epoch = jax.jit(
     _train_epoch,
-    static_argnames=("graphdef", "optimizer"),
+    static_argnames=("program",),
     donate_argnames=("state",),
 )
 
 
-@partial(
-    jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames=("states",)
-)
+@partial(jax.jit, static_argnames=("program",), donate_argnames=("states",))
 def train_epoch_together(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformationExtraArgs,
+    program: Program,
     states: Sequence[TrainState],
     batches: Sequence[Any],
-    graphs: Any,
+    graphs: Graphs,
     seeds: Int[Array, " runs"],
     epoch: Int[Array, ""],
-) -> tuple[list[TrainState], Float[Array, "runs steps"]]:
+) -> tuple[list[TrainState], dict[str, Float[Array, "runs steps"]]]:
     """Trains an epoch of several runs at once, by `vmap`: `train_epoch` of each.
 
     Args:
-      graphdef: as in `train_epoch`.
-      optimizer: as in `train_epoch`.
+      program: as in `train_epoch`.
       states: one of each run; donated.
       batches: those of each run, of the same shapes.
       graphs: as in `train_epoch`, the same for all.
@@ -99,11 +141,11 @@ def train_epoch_together(
       epoch: number of the epoch.
 
     Returns:
-      The new states and the losses of each step.
+      The new states, and the loss and its parts at each step, by name.
     """
 
     def one(state: TrainState, batches: Any, seed: jax.Array):
-        return _train_epoch(graphdef, optimizer, state, batches, graphs, seed, epoch)
+        return _train_epoch(program, state, batches, graphs, seed, epoch)
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)

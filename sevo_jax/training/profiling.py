@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from sevo_jax._files import replace_text
 from sevo_jax.training.checkpoint import versions
@@ -206,7 +205,7 @@ def partial_optimizers(
     ):
         phases.setdefault(part, phase)
     for part, phase in phases.items():
-        partial[phase] = make_optimizer(part, trainer.graphs)
+        partial[phase] = make_optimizer(part, trainer.smoothing)
     return {**partial, phases[config]: trainer.optimizer}
 
 
@@ -235,14 +234,14 @@ class _Epoch:
     """An epoch with an optimizer, over and over; each goes on from the one before."""
 
     def __init__(self, trainer: Trainer, optimizer: Any, batches: Any, seed: int):
-        self._trainer, self._optimizer = trainer, optimizer
+        self._trainer = trainer
         self._batches, self._seed = batches, seed
-        self._graphdef, self.state = trainer.start(seed, optimizer)
+        self._program = trainer.program._replace(update=optimizer.update)
+        self.state = trainer.start(seed, optimizer)
 
     def __call__(self) -> Any:
         state, losses = train_epoch(
-            self._graphdef,
-            self._optimizer,
+            self._program,
             self.state,
             self._batches,
             self._trainer.graphs,
@@ -255,20 +254,15 @@ class _Epoch:
 
 def _draw(trainer: Trainer, seed: int) -> Callable[[], Any]:
     """Draws the first epoch, anew at every call."""
-    epochs = _model(trainer, seed).epochs(
+    epochs = trainer.new_model(seed).epochs(
         trainer.split.train, batch_size=trainer.recipe.batch_size, seed=seed
     )
     return lambda: split_batches(trainer.mesh, epochs[0])
 
 
 def _evaluation(trainer: Trainer, seed: int) -> Callable[[], Any]:
-    model = _model(trainer, seed)
+    model = trainer.new_model(seed)
     return lambda: trainer.measure(model)
-
-
-def _model(trainer: Trainer, seed: int) -> Any:
-    graphdef, state = trainer.start(seed, optax.identity())
-    return nnx.merge(graphdef, state.params)
 
 
 def _keep_gradients() -> optax.GradientTransformationExtraArgs:

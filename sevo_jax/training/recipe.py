@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sevo_jax.models import MODELS, ModelConfig, SASRecConfig
+from sevo_jax import _checks
+from sevo_jax.graphs.kinds import GraphConfig
+from sevo_jax.models import MODELS, SASRecConfig
 
 
 @dataclass(frozen=True)
@@ -46,39 +48,17 @@ class OptimizerConfig:
     """Whether sevo_adamw corrects the moments of rows without gradient (Theorem 3)."""
 
     def __post_init__(self):
-        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
-        _require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
-        for name in ("b1", "b2", "beta"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _checks.require_field(
+            self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0"
+        )
+        _checks.require_field(
+            self, "weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"
+        )
+        _checks.rates(self, "b1", "b2", "beta")
         in_range = self.momentum is None or 0 <= self.momentum < 1
-        _require(self, "momentum", in_range, "in [0, 1) or None")
-        _require(self, "num_layers", self.num_layers >= 0, "at least 0")
-        _require_choice(self, "approximation", ("neumann", "iterative"))
-
-
-@dataclass(frozen=True)
-class GraphConfig:
-    """The graph of the train interactions: of items that occur together (section 4),
-    or of users and their items; the other fields are about the first."""
-
-    kind: Literal["item-item", "user-item"] = "item-item"
-    """What the edges link: items that follow each other, or users and their items."""
-    max_len: int | None = 50
-    """Items of a sequence that count (the paper's K); None for all of them."""
-    keep: Literal["first", "last"] = "last"
-    """Which end of a longer sequence counts."""
-    max_hop: int = 1
-    """Largest distance of two items in a sequence that links them (H), at least 1."""
-    weighting: Literal["frequency", "distance"] = "distance"
-    """Weight of a pair: 1, or 1 / distance; the same where max_hop is 1."""
-
-    def __post_init__(self):
-        _require_choice(self, "kind", ("item-item", "user-item"))
-        enough = self.max_len is None or self.max_len >= 2
-        _require(self, "max_len", enough, "at least 2, or None for all items")
-        _require(self, "max_hop", self.max_hop >= 1, "at least 1")
-        _require_choice(self, "keep", ("first", "last"))
-        _require_choice(self, "weighting", ("frequency", "distance"))
+        _checks.require_field(self, "momentum", in_range, "in [0, 1) or None")
+        _checks.at_least(self, 0, "num_layers")
+        _checks.one_of(self, "approximation", ("neumann", "iterative"))
 
 
 @dataclass(frozen=True)
@@ -99,8 +79,8 @@ class Recipe:
 
     model: str = "sasrec"
     """Name of the recommender."""
-    architecture: ModelConfig = field(default_factory=SASRecConfig)
-    """Sizes and dropout of the model."""
+    architecture: Any = field(default_factory=SASRecConfig)
+    """Hyper-parameters of the model, its `Config`."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and its hyper-parameters."""
     graph: GraphConfig = field(default_factory=GraphConfig)
@@ -113,7 +93,7 @@ class Recipe:
     """Epochs between two validations, at least 1."""
 
     def __post_init__(self):
-        _require_choice(self, "model", tuple(MODELS))
+        _checks.one_of(self, "model", tuple(MODELS))
         expected = MODELS[self.model].Config
         if not isinstance(self.architecture, expected):
             raise ValueError(
@@ -125,8 +105,7 @@ class Recipe:
                 f"graph.kind is {self.graph.kind!r}: the model {self.model!r} takes "
                 f"{' or '.join(MODELS[self.model].smoothed)}"
             )
-        for name in ("batch_size", "epochs", "eval_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _checks.at_least(self, 1, "batch_size", "epochs", "eval_every")
 
     def with_optimizer(self, name: str) -> Recipe:
         """The same recipe with another optimizer, its hyper-parameters kept."""
@@ -168,19 +147,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"there is none of this name, choose from {', '.join(sorted(known))}"
 
 
-def _require(config: Any, name: str, holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(
-            f"{type(config).__name__}.{name} is {getattr(config, name)!r}: "
-            f"it must be {what}"
-        )
-
-
-def _require_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    _require(config, name, value in choices, f"one of {', '.join(choices)}")
-
-
 def _from_dict(kind: Any, values: Any, prefix: str) -> Any:
     """A `kind` from a mapping of JSON values, each checked against its annotation."""
     if not isinstance(values, Mapping):
@@ -196,6 +162,8 @@ def _from_dict(kind: Any, values: Any, prefix: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
     origin = typing.get_origin(hint)
     if origin is Literal:
         return value in typing.get_args(hint)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
-from sevo_jax import models
+from sevo_jax import GraphOperator
 from sevo_jax.data.split import LeaveOneOut
+from sevo_jax.models import MODELS, Recommender
 from sevo_jax.training.checkpoint import Checkpoints, check_same, fingerprint
 from sevo_jax.training.recipe import Recipe
 
@@ -34,6 +36,7 @@ class RunResult:
       seconds: duration of the run, compilation, evaluation and checkpoints included;
         of a resumed run, of what counts: up to the checkpoint, and from there on.
       losses: mean training loss of each epoch.
+      parts: the means of its named parts in each epoch; empty where it has none.
       history: a table an evaluation: `epoch`, `loss` (of the epoch before; None at
         epoch 0), `valid` (metrics), `smoothness` (summed over the smoothed tables;
         None where there are none), `relative_smoothness` (divided by the squared
@@ -53,6 +56,7 @@ class RunResult:
     seconds_per_epoch: float
     seconds: float
     losses: list[float]
+    parts: list[dict[str, float]]
     history: list[dict[str, Any]]
     recipe: Recipe
     trained: Any = field(repr=False)
@@ -73,6 +77,7 @@ class Progress:
       best_epoch: how many were when the best parameters were kept.
       best: validation metric of those; below any metric before the first.
       losses: mean training loss of each epoch.
+      parts: the means of its named parts in each epoch.
       epoch_seconds: time to train each epoch.
       history: as `RunResult.history`.
       seconds: duration of the run so far.
@@ -82,6 +87,7 @@ class Progress:
     best_epoch: int = 0
     best: float = -1.0
     losses: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -149,18 +155,19 @@ def load(run_dir: str | Path) -> SavedRun:
         identity, progress = about["identity"], Progress(**about["progress"])
         recipe = Recipe.from_dict(identity["recipe"])
 
-        def build() -> Any:
+        def build() -> Recommender:
+            kind, config = MODELS[recipe.model], recipe.architecture
             dataset = identity["dataset"]
-            return models.make(
-                recipe.model,
-                dataset["num_users"],
-                dataset["num_items"],
-                recipe.architecture,
-                rngs=nnx.Rngs(0),
-            )
+            sizes = _Sizes(dataset["num_users"], dataset["num_items"])
+            graphs = {
+                name: _empty_graph(**size)
+                for name, size in identity["propagated"].items()
+            }
+            model = kind.for_data(sizes, config, graphs=graphs, rngs=nnx.Rngs(0))
+            return model.for_ranking()
 
-        graphdef, params = nnx.split(nnx.eval_shape(build))
-        best = checkpoints.arrays(best=params)["best"]
+        graphdef, values = nnx.split(nnx.eval_shape(build))
+        best = checkpoints.arrays(best=values)["best"]
     finished = run_dir / "result.json"
     return SavedRun(
         model=nnx.merge(graphdef, best),
@@ -170,4 +177,22 @@ def load(run_dir: str | Path) -> SavedRun:
         epoch=progress.epoch,
         best_epoch=progress.best_epoch,
         result=json.loads(finished.read_text()) if finished.exists() else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    num_users: int
+    num_items: int
+
+
+def _empty_graph(num_nodes: int, num_entries: int) -> GraphOperator:
+    """The shapes of a graph; what it holds comes from the checkpoint."""
+    indices = jnp.zeros(num_entries, jnp.int32)
+    return GraphOperator(
+        weights=jnp.zeros(num_entries),
+        columns=indices,
+        row_starts=jnp.zeros(num_nodes + 1, jnp.int32),
+        rows=indices,
+        num_nodes=num_nodes,
     )

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: JSON lines, TensorBoard, and lines or a bar."""
+"""Progress output of a run: JSON lines, TensorBoard, and lines or a bar."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunLog:
 
     @classmethod
     def silent(cls) -> RunLog:
-        """One that tells nobody."""
+        """A log without outputs."""
         return cls(None, start=0, epochs=0, progress=False, label="")
 
     def __enter__(self) -> RunLog:
@@ -62,13 +62,15 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def train(self, epoch: int, loss: float, seconds: float) -> None:
-        """Tells of a trained epoch: its number, mean loss and duration."""
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
+        """Writes a trained epoch: number, mean loss, duration and parts of the loss."""
         for output in self._outputs:
-            output.train(epoch, loss, seconds)
+            output.train(epoch, loss, seconds, parts)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Tells of an evaluation: an entry of `RunResult.history`."""
+        """Writes an evaluation: an entry of `RunResult.history`."""
         for output in self._outputs:
             output.evaluation(record)
 
@@ -82,8 +84,11 @@ class JsonLines:
             replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def train(self, epoch: int, loss: float, seconds: float) -> None:
-        self._write({"kind": "train", "epoch": epoch, "loss": loss, "seconds": seconds})
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
+        line = {"kind": "train", "epoch": epoch, "loss": loss, "seconds": seconds}
+        self._write({**line, "parts": dict(parts)} if parts else line)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         self._write({"kind": "evaluation", **record})
@@ -102,8 +107,12 @@ class TensorBoard:
     def __init__(self, directory: Path, start: int):
         self._writer = SummaryWriter(str(directory), purge_step=start)
 
-    def train(self, epoch: int, loss: float, seconds: float) -> None:
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
         self._writer.add_scalar("train/loss", loss, epoch)
+        for name, value in parts.items():
+            self._writer.add_scalar(f"train/{name}", value, epoch)
         self._writer.add_scalar("train/seconds", seconds, epoch)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
@@ -133,7 +142,9 @@ class Bar:
         )
         self._shown: dict[str, str] = {}
 
-    def train(self, epoch: int, loss: float, seconds: float) -> None:
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
         self._shown["loss"] = f"{loss:.4f}"
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update()
@@ -155,7 +166,9 @@ class Lines:
         self._prefix = f"{label}: " if label else ""
         self._began = time.perf_counter()
 
-    def train(self, epoch: int, loss: float, seconds: float) -> None:
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
         pass
 
     def evaluation(self, record: Mapping[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 import sevo_jax as sevo
-from sevo_jax import models
+from sevo_jax import GraphOperator
 from sevo_jax._files import replace_text
+from sevo_jax._leaves import Graphs as GraphsOfTables
+from sevo_jax._leaves import LeafName, prepare_graphs
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
+from sevo_jax.graphs import kinds
+from sevo_jax.models import MODELS, Recommender
 from sevo_jax.training.checkpoint import (
     Checkpoints,
     check_same,
@@ -30,8 +36,14 @@ from sevo_jax.training.checkpoint import (
     has_checkpoint,
     versions,
 )
-from sevo_jax.training.epoch import TrainState, train_epoch, train_epoch_together
-from sevo_jax.training.graph import build_graph
+from sevo_jax.training.epoch import (
+    Graphs,
+    Program,
+    TrainState,
+    split_model,
+    train_epoch,
+    train_epoch_together,
+)
 from sevo_jax.training.mesh import (
     fetch,
     make_mesh,
@@ -41,7 +53,7 @@ from sevo_jax.training.mesh import (
 )
 from sevo_jax.training.optimizers import make_optimizer
 from sevo_jax.training.processes import is_first
-from sevo_jax.training.recipe import Recipe
+from sevo_jax.training.recipe import GraphConfig, Recipe
 from sevo_jax.training.run import Progress, RunResult
 from sevo_jax.training.run_log import RunLog
 
@@ -55,7 +67,6 @@ class _Run:
 
     seed: int
     identity: dict[str, Any]
-    graphdef: nnx.GraphDef
     state: TrainState
     best: nnx.State
     log: RunLog
@@ -101,10 +112,17 @@ class Trainer:
     Args:
       recipe: what to run.
       split: the data.
+      graphs: what SEvo smooths over, in place of the recipe's graph: a mapping from
+        leaf names to adjacencies, as `sevo_jax.scale_by_sevo` takes it; or one
+        adjacency, over the leaves that the model smooths over the recipe's kind.
+      optimizer: in place of the recipe's: an optax transformation, or a function that
+        makes one of the graphs by leaf name. The graphs of the latter are arguments
+        of the compiled program.
       mesh: devices to train on, from `make_mesh`; by default the first one.
 
     Raises:
-      ValueError: if there is no such optimizer, or the data do not fit the model.
+      ValueError: if there is no such optimizer, a graph does not fit its table, or
+        the data do not fit the model.
 
     Examples:
       >>> import dataclasses
@@ -118,21 +136,37 @@ class Trainer:
       ['HR@1', 'HR@10', 'HR@5', 'NDCG@10', 'NDCG@5']
     """
 
-    def __init__(self, recipe: Recipe, split: LeaveOneOut, *, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: LeaveOneOut,
+        *,
+        graphs: GraphsOfTables | None = None,
+        optimizer: Any = None,
+        mesh: Mesh | None = None,
+    ):
         self.mesh = make_mesh() if mesh is None else mesh
         self.recipe = recipe
+        self.optimizer_name = recipe.optimizer.name if optimizer is None else "custom"
         self.split = split
         self.protocol = (
             f"leave-one-out, full ranking of {split.num_items} items with seen ones "
             f"masked, mean over users; best epoch by validation {SELECTION} every "
             f"{recipe.eval_every} epochs; test input includes the validation item"
         )
-        kind = models.MODELS[recipe.model]
-        graph = sevo.prepare(build_graph(recipe.graph, split, kind.item_offset))
-        graph = split_tables(self.mesh, graph, ())
-        self.graphs = {key: graph for key in kind.smoothed[recipe.graph.kind]}
-        self.optimizer = make_optimizer(recipe.optimizer, self.graphs)
-        model = self._new_model(0)
+        kind = MODELS[recipe.model]
+        self.smoothing = self._smoothing_graphs(kind, graphs)
+        self._propagated = {
+            name: split_tables(self.mesh, sevo.prepare(self._build(config)), ())
+            for name, config in kind.propagated(recipe.architecture).items()
+        }
+        self.optimizer = self._make_optimizer(optimizer)
+        self._given = _fingerprints(self, graphs, optimizer)
+        model = self.new_model(0)
+        graphdef, _, model_graphs, _ = split_model(model)
+        self.program = Program(graphdef, self.optimizer.update)
+        self.graphs = Graphs(self.smoothing, model_graphs)
+        self._ranking = nnx.graphdef(model.for_ranking())
         rows = row_sharding(self.mesh)
         self._valid = Evaluator(model, split, "valid", sharding=rows)
         self._test = Evaluator(model, split, "test", sharding=rows)
@@ -264,21 +298,66 @@ class Trainer:
             replace_text(run.directory / "result.json", text + "\n")
         return result
 
-    def start(self, seed: int, optimizer: Any) -> tuple[nnx.GraphDef, TrainState]:
-        """A model and the state that its training with `optimizer` starts from."""
-        graphdef, params = nnx.split(self._new_model(seed))
-        return graphdef, self.place(TrainState(params, optimizer.init(params)))
+    def new_model(self, seed: int) -> Recommender:
+        """The model that a run with `seed` starts from."""
+        return MODELS[self.recipe.model].for_data(
+            self.split,
+            self.recipe.architecture,
+            graphs=self._propagated,
+            rngs=nnx.Rngs(seed),
+        )
+
+    def start(self, seed: int, optimizer: Any = None) -> TrainState:
+        """The state that training starts from, with another optimizer if given."""
+        _, params, _, carried = split_model(self.new_model(seed))
+        opt_state = (optimizer or self.optimizer).init(params)
+        return self.place(TrainState(params, carried, opt_state))
+
+    def model(self, state: TrainState) -> Recommender:
+        """The model in a state of its training."""
+        graphdef, graphs = self.program.graphdef, self.graphs.model
+        return nnx.merge(graphdef, state.params, graphs, state.carried)
 
     def place(self, tree: Any) -> Any:
         """Puts parameters, or what is shaped like them, on the devices of the run."""
-        return split_tables(self.mesh, tree, _names(self.graphs))
+        return split_tables(self.mesh, tree, _names(self.smoothing))
 
-    def measure(self, model: Any) -> dict[str, Any]:
+    def measure(self, model: Recommender) -> dict[str, Any]:
         """What an evaluation measures: an entry of `RunResult.history`, in part."""
-        return {"valid": self._valid(model), **self._smoothness(model)}
+        return {"valid": self._valid(model.for_ranking()), **self._smoothness(model)}
+
+    def _build(self, config: GraphConfig) -> Any:
+        return kinds.build(config, self.split, MODELS[self.recipe.model].item_offset)
+
+    def _smoothing_graphs(
+        self, kind: type[Recommender], graphs: GraphsOfTables | None
+    ) -> dict[LeafName, GraphOperator]:
+        """The operators that SEvo smooths over, by leaf name."""
+        leaves = kind.smoothed.get(self.recipe.graph.kind, ())
+        if not isinstance(graphs, Mapping):
+            graph = self._build(self.recipe.graph) if graphs is None else graphs
+            graphs = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
+        return {
+            name: split_tables(self.mesh, graph, ())
+            for name, graph in prepare_graphs(graphs).items()
+        }
+
+    def _make_optimizer(self, given: Any) -> optax.GradientTransformationExtraArgs:
+        if given is None:
+            return make_optimizer(self.recipe.optimizer, self.smoothing)
+        if not isinstance(given, optax.GradientTransformation):
+            return optax.with_extra_args_support(given(self.smoothing))
+        given = optax.with_extra_args_support(given)
+
+        def update(updates, state, params=None, *, graphs=None, **extra_args):
+            # It has graphs of its own, under names of its own.
+            del graphs
+            return given.update(updates, state, params, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(given.init, update)
 
     def _start(self, seed: int) -> _Run:
-        graphdef, state = self.start(seed, self.optimizer)
+        state = self.start(seed)
         return _Run(
             seed=seed,
             identity={
@@ -286,26 +365,31 @@ class Trainer:
                 "seed": seed,
                 "dataset": fingerprint(self.split),
                 "versions": versions(),
+                "propagated": {
+                    name: {
+                        "num_nodes": graph.num_nodes,
+                        "num_entries": graph.num_entries,
+                    }
+                    for name, graph in self._propagated.items()
+                },
+                **self._given,
             },
-            graphdef=graphdef,
             state=state,
-            best=jax.tree.map(jnp.copy, state.params),
+            best=self._best(state),
             log=RunLog.silent(),
         )
 
-    def _new_model(self, seed: int) -> Any:
-        return models.make(
-            self.recipe.model,
-            self.split.num_users,
-            self.split.num_items,
-            self.recipe.architecture,
-            rngs=nnx.Rngs(seed),
-        )
+    def _best(self, state: TrainState) -> nnx.State:
+        """What is kept of a state: a copy of what the model ranks with.
+
+        The next epoch takes the buffers of the state over.
+        """
+        return jax.tree.map(jnp.copy, nnx.state(self.model(state).for_ranking()))
 
     def _loop(self, runs: Sequence[_Run], stop: int) -> None:
         """Trains runs that are at the same epoch up to the epoch `stop`."""
         recipe = self.recipe
-        model: Any = nnx.merge(runs[0].graphdef, runs[0].best)
+        model = self.new_model(0)
         epochs = [
             model.epochs(self.split.train, batch_size=recipe.batch_size, seed=run.seed)
             for run in runs
@@ -328,19 +412,18 @@ class Trainer:
         first, epoch = runs[0], runs[0].progress.epoch
         if len(runs) == 1:
             state, losses = train_epoch(
-                first.graphdef,
-                self.optimizer,
+                self.program,
                 first.state,
                 batches[0],
                 self.graphs,
                 np.uint32(first.seed),
                 np.int32(epoch),
             )
-            states, losses = [state], losses[None]
+            states = [state]
+            losses = {name: values[None] for name, values in losses.items()}
         else:
             states, losses = train_epoch_together(
-                first.graphdef,
-                self.optimizer,
+                self.program,
                 [run.state for run in runs],
                 batches,
                 self.graphs,
@@ -351,12 +434,22 @@ class Trainer:
         # compiled for the placement of the first.
         for run, state in zip(runs, states, strict=True):
             run.state = self.place(state)
-        losses = fetch(self.mesh, losses).astype(np.float64)
+        fetched = {
+            name: fetch(self.mesh, values).astype(np.float64)
+            for name, values in losses.items()
+        }
         seconds = (time.perf_counter() - began) / len(runs)
-        for run, step_losses in zip(runs, losses, strict=True):
-            self._record(run, step_losses, seconds)
+        for index, run in enumerate(runs):
+            parts = {name: values[index] for name, values in fetched.items()}
+            self._record(run, parts.pop("loss"), parts, seconds)
 
-    def _record(self, run: _Run, step_losses: np.ndarray, seconds: float) -> None:
+    def _record(
+        self,
+        run: _Run,
+        step_losses: np.ndarray,
+        step_parts: Mapping[str, np.ndarray],
+        seconds: float,
+    ) -> None:
         """Notes an epoch that was trained."""
         epoch = run.progress.epoch
         if not np.isfinite(step_losses).all():
@@ -367,10 +460,12 @@ class Trainer:
                 "diverged, lower the learning rate"
             )
         loss = float(step_losses.mean())
+        parts = {name: float(values.mean()) for name, values in step_parts.items()}
         run.progress.epoch = epoch + 1
         run.progress.losses.append(loss)
+        run.progress.parts.append(parts)
         run.progress.epoch_seconds.append(seconds)
-        run.log.train(epoch, loss, seconds)
+        run.log.train(epoch, loss, seconds, parts)
 
     def _evaluate(self, run: _Run) -> None:
         progress = run.progress
@@ -378,13 +473,11 @@ class Trainer:
         if progress.evaluated:
             return
         began = time.perf_counter()
-        model = nnx.merge(run.graphdef, run.state.params)
-        measured = self.measure(model)
+        measured = self.measure(self.model(run.state))
         metric = measured["valid"][SELECTION]
         if metric > progress.best:
             progress.best, progress.best_epoch = metric, progress.epoch
-            # A copy, for the next epoch takes the buffers over.
-            run.best = jax.tree.map(jnp.copy, run.state.params)
+            run.best = self._best(run.state)
         record = {
             "epoch": progress.epoch,
             "loss": progress.losses[-1] if progress.losses else None,
@@ -396,20 +489,20 @@ class Trainer:
         run.save()
 
     def _smoothness(self, model: Any) -> dict[str, float | None]:
-        if not self.graphs:
+        if not self.smoothing:
             return {"smoothness": None, "relative_smoothness": None}
         sums = np.zeros(2)
-        for key, graph in self.graphs.items():
+        for key, graph in self.smoothing.items():
             tables = [getattr(model, name)[...] for name in _names([key])]
             sums += np.asarray(_smoothness_and_norm(graph, tables))
         smoothness, norm = sums.tolist()
         return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
 
     def _result(self, run: _Run) -> RunResult:
-        model = nnx.merge(run.graphdef, run.best)
+        model = nnx.merge(self._ranking, run.best)
         return RunResult(
             model=self.recipe.model,
-            optimizer=self.recipe.optimizer.name,
+            optimizer=self.optimizer_name,
             dataset=self.split.log.name,
             seed=run.seed,
             protocol=self.protocol,
@@ -419,6 +512,7 @@ class Trainer:
             seconds_per_epoch=run.progress.seconds_per_epoch,
             seconds=run.seconds,
             losses=run.progress.losses,
+            parts=run.progress.parts,
             history=run.progress.history,
             recipe=self.recipe,
             trained=model,
@@ -439,6 +533,32 @@ def train(
     return Trainer(recipe, split).run(
         seed=seed, output=output, resume=resume, progress=progress, label=label
     )
+
+
+def _fingerprints(
+    trainer: Trainer, graphs: Any, optimizer: Any
+) -> dict[str, dict[str, str] | str]:
+    """What tells graphs and optimizers that no recipe names from others."""
+    given: dict[str, dict[str, str] | str] = {}
+    if graphs is not None:
+        given["graphs"] = {
+            str(name): _digest(*map(np.asarray, jax.tree.leaves(graph)))
+            for name, graph in trainer.smoothing.items()
+        }
+    if optimizer is not None:
+        state = jax.eval_shape(lambda: trainer.start(0))
+        program = jax.jit(trainer.optimizer.update).lower(
+            state.params, state.opt_state, state.params, graphs=trainer.smoothing
+        )
+        given["optimizer"] = _digest(program.as_text())
+    return given
+
+
+def _digest(*parts: np.ndarray | str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()
 
 
 def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:

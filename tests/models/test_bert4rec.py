@@ -396,15 +396,15 @@ def test_recipes_of_the_paper(
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 1}, "max_len must be at least 2, an item and the mask, got 1"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"num_heads": 0}, "num_heads must be positive, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be positive, got -1"),
-        ({"num_heads": 3}, "num_heads must divide width, got 3 and 64"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
-        ({"mask_prob": 0.0}, r"mask_prob must lie in \(0, 1\], got 0.0"),
-        ({"mask_prob": 1.1}, r"mask_prob must lie in \(0, 1\], got 1.1"),
+        ({"max_len": 1}, "max_len is 1: it must be at least 2"),
+        ({"width": 0}, "width is 0: it must be at least 1"),
+        ({"num_heads": 0}, "num_heads is 0: it must be at least 1"),
+        ({"num_blocks": -1}, "num_blocks is -1: it must be at least 1"),
+        ({"num_heads": 3}, "num_heads is 3: it must be a divisor of width"),
+        ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
+        ({"mask_prob": 0.0}, r"mask_prob is 0.0: it must be in \(0, 1\]"),
+        ({"mask_prob": 1.1}, r"mask_prob is 1.1: it must be in \(0, 1\]"),
     ],
 )
 def test_bad_hyper_parameters_are_named(option, message):
@@ -413,7 +413,7 @@ def test_bad_hyper_parameters_are_named(option, message):
 
 
 def test_no_items_are_refused():
-    with pytest.raises(ValueError, match="num_items must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_items is 0: it must be at least 1"):
         BERT4Rec(0, BERT4RecConfig(), rngs=nnx.Rngs(0))
 
 

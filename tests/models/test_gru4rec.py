@@ -355,11 +355,11 @@ def test_training_learns_who_follows_whom():
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 0}, "max_len must be positive, got 0"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"hidden_width": -1}, "hidden_width must be positive, got -1"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
+        ({"max_len": 0}, "max_len is 0: it must be at least 1"),
+        ({"width": 0}, "width is 0: it must be at least 1"),
+        ({"hidden_width": -1}, "hidden_width is -1: it must be at least 1"),
+        ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
         ({"sampling": "user"}, "must be 'sequence' or 'prefix', got 'user'"),
     ],
 )
@@ -369,7 +369,7 @@ def test_bad_hyper_parameters_are_named(option, message):
 
 
 def test_no_items_are_refused():
-    with pytest.raises(ValueError, match="num_items must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_items is 0: it must be at least 1"):
         GRU4Rec(0, GRU4RecConfig(), rngs=nnx.Rngs(0))
 
 

@@ -171,9 +171,9 @@ def test_parameter_count_and_initial_values_on_beauty():
 @pytest.mark.parametrize(
     "num_users, num_items, width, message",
     [
-        (0, 3, 2, "num_users must be positive, got 0"),
-        (3, 0, 2, "num_items must be positive, got 0"),
-        (3, 3, 0, "width must be positive, got 0"),
+        (0, 3, 2, "num_users is 0: it must be at least 1"),
+        (3, 0, 2, "num_items is 0: it must be at least 1"),
+        (3, 3, 0, "width is 0: it must be at least 1"),
     ],
 )
 def test_bad_sizes_are_named(num_users, num_items, width, message):
@@ -185,7 +185,7 @@ def test_the_model_goes_by_its_name_and_gets_both_sizes():
     assert models.MODELS["mf-bpr"] is MFBPR
     assert MFBPR.Config is MFBPRConfig
     assert MFBPR.item_offset == 0
-    model = models.make("mf-bpr", 3, 5, MFBPRConfig(width=2), rngs=nnx.Rngs(0))
+    model = MFBPR(3, 5, MFBPRConfig(width=2), rngs=nnx.Rngs(0))
     assert (model.num_users, model.num_items) == (3, 5)
     assert model.user_embedding.shape == (3, 2) and model.item_embedding.shape == (5, 2)
 

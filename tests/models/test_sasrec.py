@@ -377,13 +377,13 @@ def test_epochs_feed_a_scan():
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 0}, "max_len must be positive, got 0"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"num_heads": 0}, "num_heads must be positive, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be positive, got -1"),
-        ({"num_heads": 3}, "num_heads must divide width, got 3 and 64"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
+        ({"max_len": 0}, "max_len is 0: it must be at least 1"),
+        ({"width": 0}, "width is 0: it must be at least 1"),
+        ({"num_heads": 0}, "num_heads is 0: it must be at least 1"),
+        ({"num_blocks": -1}, "num_blocks is -1: it must be at least 1"),
+        ({"num_heads": 3}, "num_heads is 3: it must be a divisor of width"),
+        ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
     ],
 )
 def test_bad_hyper_parameters_are_named(option, message):
@@ -392,7 +392,7 @@ def test_bad_hyper_parameters_are_named(option, message):
 
 
 def test_no_items_are_refused():
-    with pytest.raises(ValueError, match="num_items must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_items is 0: it must be at least 1"):
         SASRec(0, SASRecConfig(), rngs=nnx.Rngs(0))
 
 

@@ -432,12 +432,12 @@ def test_a_run_learns_a_ring_of_items():
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 0}, "max_len must be positive, got 0"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"num_heads": 0}, "num_heads must be positive, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be positive, got -1"),
-        ({"num_heads": 3}, "num_heads must divide width, got 3 and 64"),
-        ({"hidden_dropout": 1.0}, r"hidden_dropout must lie in \[0, 1\), got 1.0"),
+        ({"max_len": 0}, "max_len is 0: it must be at least 1"),
+        ({"width": 0}, "width is 0: it must be at least 1"),
+        ({"num_heads": 0}, "num_heads is 0: it must be at least 1"),
+        ({"num_blocks": -1}, "num_blocks is -1: it must be at least 1"),
+        ({"num_heads": 3}, "num_heads is 3: it must be a divisor of width"),
+        ({"hidden_dropout": 1.0}, r"hidden_dropout is 1.0: it must be in \[0, 1\)"),
         ({"attention_dropout": -0.1}, r"attention_dropout must lie in \[0, 1\), got"),
         ({"pvn_weight": -1.0}, "pvn_weight must be finite and at least 0, got -1.0"),
         ({"pvn_weight": math.nan}, "pvn_weight must be finite and at least 0, got nan"),
@@ -449,7 +449,7 @@ def test_bad_hyper_parameters_are_named(option, message):
 
 
 def test_bad_items_are_refused():
-    with pytest.raises(ValueError, match="num_items must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_items is 0: it must be at least 1"):
         STOSA(0, STOSAConfig(), rngs=nnx.Rngs(0))
     model, _ = make()
     with pytest.raises(ValueError, match=r"run from 0 to 40, the model knows 0\.\.39"):

@@ -165,12 +165,12 @@ def test_item_offset_moves_all_items():
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 0}, "max_len must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"item_offset": 1}, "item_offset must be at least 2, got 1"),
-        ({"mask_prob": 0}, r"mask_prob must lie in \(0, 1\], got 0"),
-        ({"mask_prob": 1.5}, r"mask_prob must lie in \(0, 1\], got 1.5"),
+        ({"max_len": 0}, "max_len is 0: it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"item_offset": 1}, "item_offset is 1: it must be at least 2"),
+        ({"mask_prob": 0}, r"mask_prob is 0: it must be in \(0, 1\]"),
+        ({"mask_prob": 1.5}, r"mask_prob is 1.5: it must be in \(0, 1\]"),
         ({"train": Sequences.from_lists([[], []])}, "none of the 2 users"),
     ],
 )

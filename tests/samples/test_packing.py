@@ -185,10 +185,10 @@ def test_item_offset_moves_all_items():
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"max_len": 0}, "max_len must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"item_offset": 0}, "item_offset must be at least 1, got 0"),
+        ({"max_len": 0}, "max_len is 0: it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"item_offset": 0}, "item_offset is 0: it must be at least 1"),
         ({"train": Sequences.from_lists([[3], []])}, "none of the 2 users"),
     ],
 )

@@ -170,9 +170,9 @@ def test_no_interactions_are_refused(rows):
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
-        ({"seed": 2**32}, r"seed must be in \[0, 2\*\*32\), got 4294967296"),
+        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
+        ({"seed": -1}, r"seed is -1: it must be in \[0, 2\*\*32\)"),
+        ({"seed": 2**32}, r"seed is 4294967296: it must be in \[0, 2\*\*32\)"),
         ({"num_items": 2}, r"run from 0 to 2, but must be in 0\.\.1"),
     ],
 )

@@ -5,7 +5,6 @@ joins them: which leaves move over which graph, with whose decay, rates and mome
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -95,16 +94,18 @@ def test_steps_are_the_literal_ones(backbone, tiny_split, oracle):
     trainer = Trainer(recipe, tiny_split)
     dense = adjacency(backbone, recipe, tiny_split, item_offset)
     psi = oracle.neumann(dense, np.eye(len(dense)), recipe.optimizer.beta, 3)
-    graphdef, state = trainer.start(0, trainer.optimizer)
-    model: Any = nnx.merge(graphdef, state.params)
-    batches = model.epochs(tiny_split.train, batch_size=BATCH_SIZE, seed=0)[0]
+    graphdef = trainer.program.graphdef
+    state = trainer.start(0)
+    batches = trainer.new_model(0).epochs(
+        tiny_split.train, batch_size=BATCH_SIZE, seed=0
+    )[0]
 
     @jax.jit
     def gradients_at(params, batch, step):
         key = jax.random.key(step)
         return jax.grad(lambda p: nnx.merge(graphdef, p).loss(batch, rng=key))(params)
 
-    params, opt_state = state
+    params, _, opt_state = state
     expected = leaves(params)
     moments = {name: (np.zeros(e.shape),) * 2 for name, e in expected.items()}
     idle = dict.fromkeys((name for names in groups for name in names), 0)
@@ -112,7 +113,7 @@ def test_steps_are_the_literal_ones(backbone, tiny_split, oracle):
         batch = jax.tree.map(lambda each: each[step], batches)
         gradients = gradients_at(params, batch, step)
         updates, opt_state = trainer.optimizer.update(
-            gradients, opt_state, params, graphs=trainer.graphs
+            gradients, opt_state, params, graphs=trainer.smoothing
         )
         params = optax.apply_updates(params, updates)
         literal = leaves(gradients)

@@ -45,8 +45,8 @@ def killed_while_saving(self):
         os.kill(os.getpid(), signal.SIGKILL)
     finish(self)
 
-def killed_while_training(self, epoch, loss, seconds):
-    told(self, epoch, loss, seconds)
+def killed_while_training(self, epoch, loss, seconds, parts):
+    told(self, epoch, loss, seconds, parts)
     if epoch == 7:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -79,14 +79,9 @@ def assert_bitwise_equal(actual, expected):
 
 def arrays(trainer, output):
     """The arrays of the last checkpoint, with shapes from a fresh start."""
-    from flax import nnx
-
-    from sevo_jax.training.epoch import TrainState
-
-    params = nnx.split(trainer._new_model(0))[1]
-    state = TrainState(params, trainer.optimizer.init(params))
+    state = trainer.start(0)
     with Checkpoints(output, create=False) as checkpoints:
-        return checkpoints.arrays(training=state, best=params)
+        return checkpoints.arrays(training=state, best=state.params)
 
 
 @pytest.mark.parametrize("point", ["training", "saving"])

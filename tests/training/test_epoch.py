@@ -7,7 +7,14 @@ import optax
 from flax import nnx
 
 import sevo_jax as sevo
-from sevo_jax.training.epoch import TrainState, step_key, train_epoch
+from sevo_jax.training.epoch import (
+    Graphs,
+    Program,
+    TrainState,
+    split_model,
+    step_key,
+    train_epoch,
+)
 
 
 class Regression(nnx.Module):
@@ -36,9 +43,14 @@ def num_programs():
     return train_epoch._cache_size()  # pyright: ignore
 
 
-def start(model, optimizer) -> tuple[Any, Any]:
-    graphdef, params = nnx.split(model)
-    return graphdef, TrainState(params, optimizer.init(params))
+def start(model, optimizer) -> tuple[Program, TrainState]:
+    graphdef, params, _, carried = split_model(model)
+    state = TrainState(params, carried, optimizer.init(params))
+    return Program(graphdef, optimizer.update), state
+
+
+def over(smoothing) -> Graphs:
+    return Graphs(smoothing, nnx.State({}))
 
 
 def batches(num_steps):
@@ -54,7 +66,7 @@ def graph_of(*sequences) -> Any:
 def test_an_epoch_is_its_steps_one_after_the_other():
     graphs = graph_of([0, 1, 2, 3])
     optimizer = sevo.sevo_adamw(0.1, graphs, weight_decay=0.1)
-    graphdef, state = start(Regression(), optimizer)
+    program, state = start(Regression(), optimizer)
     rows, targets = batches(num_steps=4)
 
     params: Any = nnx.split(Regression())[1]
@@ -64,16 +76,16 @@ def test_an_epoch_is_its_steps_one_after_the_other():
         key = step_key(7, 2, step)
         batch = rows[step], targets[step]
         loss, gradients = jax.value_and_grad(
-            lambda p, rng: nnx.merge(graphdef, p).loss(batch, rng=rng)
+            lambda p, rng: nnx.merge(program.graphdef, p).loss(batch, rng=rng)
         )(params, key)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         expected_losses.append(float(loss))
 
     state, losses = train_epoch(
-        graphdef, optimizer, state, (rows, targets), graphs, np.uint32(7), np.int32(2)
+        program, state, (rows, targets), over(graphs), np.uint32(7), np.int32(2)
     )
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    np.testing.assert_allclose(losses["loss"], expected_losses, rtol=1e-5)
     np.testing.assert_allclose(
         state.params["table"][...], params["table"][...], rtol=1e-5, atol=1e-6
     )
@@ -83,9 +95,9 @@ def test_randomness_depends_on_seed_epoch_and_step_alone():
     optimizer = optax.with_extra_args_support(optax.sgd(0.1))
 
     def losses(seed, epoch, num_steps):
-        graphdef, state = start(Noise(), optimizer)
-        arguments = np.zeros(num_steps), {}, np.uint32(seed), np.int32(epoch)
-        return train_epoch(graphdef, optimizer, state, *arguments)[1].tolist()
+        program, state = start(Noise(), optimizer)
+        arguments = np.zeros(num_steps), over({}), np.uint32(seed), np.int32(epoch)
+        return train_epoch(program, state, *arguments)[1]["loss"].tolist()
 
     assert losses(0, 0, 3) == losses(0, 0, 5)[:3]
     draws = losses(0, 0, 5) + losses(0, 1, 5) + losses(1, 0, 5)
@@ -99,9 +111,9 @@ def test_graphs_are_arguments_of_one_program():
     state: Any = None
     for graphs in (graph_of([0, 1, 2, 3]), graph_of([3, 1, 0, 2])):
         for epoch in range(2):
-            graphdef, state = start(Regression(), optimizer)
-            arguments = batches(2), graphs, np.uint32(0), np.int32(epoch)
-            state, _ = train_epoch(graphdef, optimizer, state, *arguments)
+            program, state = start(Regression(), optimizer)
+            arguments = batches(2), over(graphs), np.uint32(0), np.int32(epoch)
+            state, _ = train_epoch(program, state, *arguments)
         tables.append(np.asarray(state.params["table"][...]))
     assert num_programs() == before + 1
     assert np.abs(tables[0] - tables[1]).max() > 1e-3
@@ -109,7 +121,7 @@ def test_graphs_are_arguments_of_one_program():
 
 def test_the_state_is_given_up():
     optimizer = optax.with_extra_args_support(optax.adam(0.1))
-    graphdef, state = start(Regression(), optimizer)
-    arguments = batches(2), {}, np.uint32(0), np.int32(0)
-    train_epoch(graphdef, optimizer, state, *arguments)
+    program, state = start(Regression(), optimizer)
+    arguments = batches(2), over({}), np.uint32(0), np.int32(0)
+    train_epoch(program, state, *arguments)
     assert state.params["table"][...].is_deleted()

@@ -50,7 +50,7 @@ def test_smoothness_is_the_trace_over_the_graph_of_the_recipe(
     result, _ = mf_finished
     tables = [np.asarray(getattr(result.trained, name)[...]) for name in TABLES]
     if mf_trainer.recipe.graph.kind == "user-item":
-        assert set(mf_trainer.graphs) == {TABLES}
+        assert set(mf_trainer.smoothing) == {TABLES}
         num_nodes = tiny_split.num_users + tiny_split.num_items
         weights = np.zeros((num_nodes, num_nodes))
         items = tiny_split.num_users + tiny_split.train.values
@@ -58,7 +58,7 @@ def test_smoothness_is_the_trace_over_the_graph_of_the_recipe(
         weights = np.maximum(weights, weights.T)
         table = np.concatenate(tables)
     else:
-        assert set(mf_trainer.graphs) == {"item_embedding"}
+        assert set(mf_trainer.smoothing) == {"item_embedding"}
         weights = sevo.graphs.cooccurrence(
             tiny_split.train, tiny_split.num_items, max_len=12
         ).todense()
@@ -79,7 +79,7 @@ def test_users_that_were_not_drawn_move_over_a_graph_of_users_alone(
     )
     run = trainer._start(0)
     before = np.array(run.state.params["user_embedding"][...])
-    epochs = trainer._new_model(0).epochs(tiny_split.train, batch_size=16, seed=0)
+    epochs = trainer.new_model(0).epochs(tiny_split.train, batch_size=16, seed=0)
     first_step = jax.tree.map(lambda field: field[:1], epochs[0])
     trainer._train_epoch([run], [first_step])
     after = np.array(run.state.params["user_embedding"][...])
@@ -96,7 +96,7 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
 ):
     expected, _ = mf_finished
 
-    def stop(self, epoch, loss, seconds):
+    def stop(self, epoch, loss, seconds, parts):
         if epoch == 7:
             raise InterruptedError
 

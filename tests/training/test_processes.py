@@ -51,8 +51,8 @@ from sevo_jax.training.mesh import make_mesh
 
 told = RunLog.train
 
-def failing(self, epoch, loss, seconds):
-    told(self, epoch, loss, seconds)
+def failing(self, epoch, loss, seconds, parts):
+    told(self, epoch, loss, seconds, parts)
     if fails and fails[:2] == [process, epoch]:
         print("fails", file=sys.stderr, flush=True)
         os.kill(os.getpid(), fails[2])
@@ -206,7 +206,7 @@ def test_command_line_goes_on_in_more_processes(
     assert main([*command, "--output", str(tmp_path / "alone")]) == 0
     expected = capsys.readouterr().out
 
-    def stopped(self, epoch, loss, seconds):
+    def stopped(self, epoch, loss, seconds, parts):
         if epoch == 2:
             raise KeyboardInterrupt
 

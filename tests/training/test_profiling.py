@@ -12,7 +12,7 @@ from flax import nnx
 
 from sevo_jax.models import MODELS, MFBPRConfig
 from sevo_jax.training import OptimizerConfig, Trainer, optimizer_names
-from sevo_jax.training import profile as profile_module
+from sevo_jax.training import profiling as profile_module
 from sevo_jax.training.epoch import step_key, train_epoch
 from sevo_jax.training.profiling import (
     format_phases,
@@ -47,20 +47,21 @@ def profiled(mf_trainer, tmp_path_factory):
     return profile(mf_trainer, directory, seed=3, rounds=2), directory
 
 
-def first_epoch(trainer, graphdef, state) -> Any:
-    model: Any = nnx.merge(graphdef, state.params)
+def first_epoch(trainer) -> Any:
+    model = trainer.new_model(0)
     batch_size = trainer.recipe.batch_size
     return model.epochs(trainer.split.train, batch_size=batch_size, seed=0)[0]
 
 
 def after(trainer, optimizer) -> tuple[Any, Any, Any, Any, Any]:
     """Model, parameters and batches, and what an epoch with `optimizer` comes to."""
-    graphdef, state = trainer.start(0, optimizer)
+    program = trainer.program._replace(update=optimizer.update)
+    state = trainer.start(0, optimizer)
     params = jax.tree.map(np.array, state.params)
-    batches = first_epoch(trainer, graphdef, state)
+    batches = first_epoch(trainer)
     numbers = np.uint32(0), np.int32(0)
-    done = train_epoch(graphdef, optimizer, state, batches, trainer.graphs, *numbers)
-    return graphdef, params, batches, *done
+    state, losses = train_epoch(program, state, batches, trainer.graphs, *numbers)
+    return program.graphdef, params, batches, state, losses["loss"]
 
 
 def loss_and_gradient(graphdef):
@@ -129,10 +130,10 @@ def test_without_psi_it_is_the_optimizer_at_beta_0(mf_trainer):
 
 def test_the_compiler_leaves_out_and_keeps_what_it_should(trainer):
     def flops(optimizer):
-        graphdef, state = trainer.start(0, optimizer)
-        batches = first_epoch(trainer, graphdef, state)
-        arguments = batches, trainer.graphs, np.uint32(0), np.int32(0)
-        lowered: Any = train_epoch.lower(graphdef, optimizer, state, *arguments)
+        program = trainer.program._replace(update=optimizer.update)
+        state = trainer.start(0, optimizer)
+        arguments = first_epoch(trainer), trainer.graphs, np.uint32(0), np.int32(0)
+        lowered: Any = train_epoch.lower(program, state, *arguments)
         return lowered.compile().cost_analysis()["flops"]
 
     partial = partial_optimizers(trainer)
@@ -148,7 +149,7 @@ def phases_of(**changes):
     config = OptimizerConfig(**changes)
     whole: Any = object()
     trainer: Any = SimpleNamespace(
-        recipe=SimpleNamespace(optimizer=config), graphs={}, optimizer=whole
+        recipe=SimpleNamespace(optimizer=config), smoothing={}, optimizer=whole
     )
     partial = partial_optimizers(trainer)
     assert [*partial.values()].index(whole) == len(partial) - 1
@@ -175,19 +176,18 @@ def test_every_model_has_an_epoch_for_each_phase(model, tiny_recipe, tiny_split)
     )
     trainer = Trainer(recipe, tiny_split)
     for optimizer in partial_optimizers(trainer).values():
-        graphdef, state = trainer.start(0, optimizer)
+        state = trainer.start(0, optimizer)
         # Traced, not compiled: that the compiler takes parts out is tested above.
         traced, losses = train_epoch.eval_shape(  # pyright: ignore
-            graphdef,
-            optimizer,
+            trainer.program._replace(update=optimizer.update),
             state,
-            first_epoch(trainer, graphdef, state),
+            first_epoch(trainer),
             trainer.graphs,
             np.uint32(0),
             np.int32(0),
         )
         assert jax.tree.map(jnp.shape, traced) == jax.tree.map(jnp.shape, state)
-        assert losses.shape[0] > 0
+        assert losses["loss"].shape[0] > 0
 
 
 # The numbers

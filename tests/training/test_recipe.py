@@ -194,7 +194,7 @@ def test_from_dict_refuses_what_is_no_recipe(values, message):
         (Recipe, "batch_size", 0, "at least 1"),
         (Recipe, "epochs", 0, "at least 1"),
         (Recipe, "eval_every", 0, "at least 1"),
-        (Recipe, "model", "bert", "one of sasrec"),
+        (Recipe, "model", "bert", "one of bert4rec"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, field, value, range_):

@@ -23,7 +23,7 @@ def tell(log, start, stop, every=2):
     for epoch in range(start, stop):
         if epoch % every == 0:
             log.evaluation(evaluation(epoch))
-        log.train(epoch, loss=1.5, seconds=0.25)
+        log.train(epoch, loss=1.5, seconds=0.25, parts={})
     log.evaluation(evaluation(stop))
 
 
@@ -62,8 +62,8 @@ def test_resuming_drops_what_is_to_be_repeated(tmp_path):
         ("evaluation", 2),
     ]
     with open_log(tmp_path, start=2) as log:
-        log.train(2, loss=1.5, seconds=0.25)
-        log.train(3, loss=1.5, seconds=0.25)
+        log.train(2, loss=1.5, seconds=0.25, parts={})
+        log.train(3, loss=1.5, seconds=0.25, parts={})
         log.evaluation(evaluation(4))
     assert path.read_text() == whole
 

@@ -1,0 +1,209 @@
+"""The contract of a recommender: what trainer, evaluator and runs ask of a model.
+
+A new model derives from `Recommender`, or from `SequenceModel` if it knows a user by
+the user's items alone, and is registered by name (`sevo_jax.models.register`).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sevo_jax._leaves import LeafName
+from sevo_jax.data.sequences import Sequences
+from sevo_jax.graphs.kinds import GraphConfig
+from sevo_jax.samples import Epochs, PackedEpochs, left_pad
+
+Loss: TypeAlias = Float[Array, ""] | tuple[Float[Array, ""], Mapping[str, jax.Array]]
+
+
+class GraphVariable(nnx.Variable):
+    """A graph that a model propagates over: a `sevo_jax.GraphOperator`.
+
+    Compiled programs get it as an argument. It is neither trained nor saved.
+    """
+
+
+class Sizes(Protocol):
+    """How many users and items a log has; a split of it knows."""
+
+    @property
+    def num_users(self) -> int: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+
+class Recommender(nnx.Module):
+    """A model that is trained on samples of a log and scores all items for a user.
+
+    Its NNX variables are of three kinds. `nnx.Param` is differentiated, optimized and
+    saved. `GraphVariable` is given to compiled programs and not saved. Every other
+    variable (batch statistics, masks, generators) is carried through training and
+    saved; no optimizer changes it.
+
+    Attributes:
+      num_items: number of items. The model's item `i` is the log's item `i`.
+      config: hyper-parameters, a `Config`.
+      Config: a frozen dataclass of hyper-parameters, each with a default.
+      item_offset: rows of the item tables in front of the items.
+      smoothed: by kind of graph, the leaves that SEvo smooths over it. A tuple of
+        names is one table over the nodes of the graph.
+    """
+
+    Config: ClassVar[type]
+    item_offset: ClassVar[int] = 0
+    smoothed: ClassVar[Mapping[str, tuple[LeafName, ...]]] = {}
+
+    num_items: int
+    config: Any
+
+    @classmethod
+    def propagated(cls, config: Any) -> Mapping[str, GraphConfig]:
+        """Returns the graphs that a forward pass needs, by names of the model's own."""
+        del config
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def for_data(
+        cls, sizes: Sizes, config: Any, *, graphs: Mapping[str, Any], rngs: nnx.Rngs
+    ) -> Self:
+        """Makes the model for a log.
+
+        Args:
+          sizes: how many users and items there are, such as a split.
+          config: hyper-parameters.
+          graphs: a `sevo_jax.GraphOperator` for each name in `propagated(config)`.
+          rngs: source of the initial values (stream `params`).
+        """
+
+    @abc.abstractmethod
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> Epochs:
+        """Returns the epochs of training; a step of one is a batch of `loss`.
+
+        Args:
+          train: train items of each user.
+          batch_size: samples of a step; what a sample is, the model says.
+          seed: in [0, 2**32).
+        """
+
+    @abc.abstractmethod
+    def loss(self, batch: Any, *, rng: jax.Array | None) -> Loss:
+        """Returns the loss of a step, or the loss and its parts by name.
+
+        The parts are logged. Carried variables may be changed.
+
+        Args:
+          batch: one step of `epochs`.
+          rng: key of the step; None for a loss without dropout.
+        """
+
+    @abc.abstractmethod
+    def inputs(self, sequences: Sequences, users: np.ndarray | None = None) -> Any:
+        """Returns what `score` takes, made on the host: an array `[b, ...]`.
+
+        It may be narrower where all sequences are short.
+
+        Args:
+          sequences: items of each user, `0..num_items-1`, the oldest first.
+          users: rows of the users, for a model that knows its users.
+
+        Raises:
+          ValueError: if an item or a user is out of range.
+        """
+
+    @abc.abstractmethod
+    def score(self, inputs: Any) -> Float[Array, "b num_items"]:
+        """Returns a score of every item, without dropout; the higher, the better."""
+
+    def for_ranking(self) -> Recommender:
+        """Returns the model as it ranks; here itself.
+
+        A model that propagates over a graph returns one that holds the propagated
+        tables, which is made once an evaluation. It is what a run saves as its best.
+        """
+        return self
+
+
+class SequenceModel(Recommender):
+    """A recommender that knows a user by the items of the user's history alone.
+
+    Item `i` is row `i + item_offset` of the item tables, and row 0 stands for padding.
+    It is made by `cls(num_items, config, rngs=rngs)`.
+    """
+
+    item_offset: ClassVar[int] = 1
+    smoothed: ClassVar[Mapping[str, tuple[LeafName, ...]]] = {
+        "item-item": ("item_embedding",)
+    }
+
+    @abc.abstractmethod
+    def __init__(self, num_items: int, config: Any, *, rngs: nnx.Rngs): ...
+
+    @classmethod
+    def for_data(
+        cls, sizes: Sizes, config: Any, *, graphs: Mapping[str, Any], rngs: nnx.Rngs
+    ) -> Self:
+        del graphs
+        return cls(sizes.num_items, config, rngs=rngs)
+
+    def inputs(
+        self, sequences: Sequences, users: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns left-padded frames, int32 `[len(sequences), cells]`.
+
+        `cells` is the smallest of 8, 16, 32, ... that holds the longest sequence, and
+        `max_len` at most: few widths to compile for, and little work on pads.
+
+        Args:
+          sequences: items of each user, `0..num_items-1`, the oldest first.
+          users: ignored.
+
+        Raises:
+          ValueError: if an item is out of range.
+        """
+        del users
+        check_items(sequences, self.num_items)
+        cells = 8
+        while cells < sequences.lengths.max(initial=0):
+            cells *= 2
+        return left_pad(sequences, min(cells, self.config.max_len), self.item_offset)
+
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> Epochs:
+        """Returns the epochs of next-item training (`PackedEpochs`).
+
+        Args:
+          train: train items of each user.
+          batch_size: users of a step.
+          seed: in [0, 2**32).
+        """
+        return PackedEpochs(
+            train,
+            self.num_items,
+            max_len=self.config.max_len,
+            batch_size=batch_size,
+            seed=seed,
+            item_offset=self.item_offset,
+        )
+
+
+def check_items(sequences: Sequences, num_items: int) -> None:
+    """Makes sure that the items are those a model is made for.
+
+    Raises:
+      ValueError: if an item is out of range.
+    """
+    if sequences.values.size:
+        least, most = sequences.values.min(), sequences.values.max()
+        if least < 0 or most >= num_items:
+            raise ValueError(
+                f"items run from {least} to {most}, the model knows "
+                f"0..{num_items - 1}: map them as its training data was"
+            )
