@@ -22,22 +22,14 @@ from typing import Any
 
 import jax
 from candidates import JaxRun, TorchRun, device_name, new_model, torch_device
-from harness import load, save, time_in_turns
+from harness import save, time_in_turns
 from matplotlib.figure import Figure
+from paper import BACKBONES, load, recipe_of
 from torch_models import check
 
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.reports import plots
-from sevo_jax.training import RECIPES
 
-BACKBONES = {
-    "mf-bpr-ui": "MF-BPR (U-I)",
-    "mf-bpr-ii": "MF-BPR (I-I)",
-    "gru4rec": "GRU4Rec",
-    "sasrec": "SASRec",
-    "bert4rec": "BERT4Rec",
-    "stosa": "STOSA",
-}
 TORCH, ADAMW, SEVO = "PyTorch, AdamW", "sevo_jax, AdamW", "sevo_jax, SEvo-AdamW"
 COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
 
@@ -46,12 +38,14 @@ def measure(
     backbone: str, split: LeaveOneOut, device: str, rounds: int, torch_steps: int | None
 ) -> dict[str, Any]:
     """Seconds of each candidate to train an epoch and to rank all users."""
-    recipe = RECIPES[f"{backbone}-beauty"]
-    torch_run = TorchRun(recipe, split, device, max_steps=torch_steps)
+    plain, sevo = (
+        recipe_of(backbone, "beauty", name) for name in ("adamw", "sevo_adamw")
+    )
+    torch_run = TorchRun(plain, split, device, max_steps=torch_steps)
     runs = {
         TORCH: torch_run,
-        ADAMW: JaxRun(recipe.with_optimizer("adamw"), split),
-        SEVO: JaxRun(recipe.with_optimizer("sevo_adamw"), split),
+        ADAMW: JaxRun(plain, split),
+        SEVO: JaxRun(sevo, split),
     }
     training, ranking = (
         time_in_turns(calls, rounds=rounds)
@@ -108,7 +102,9 @@ def picture(results: dict[str, Any], devices: str) -> Figure:
             bars = axes.bar(places, medians, 0.27, color=colour, label=name)
             axes.bar_label(bars, fmt=_three_digits, fontsize=6, padding=1)
         axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xticks(range(len(results)), [BACKBONES[name] for name in results])
+        axes.set_xticks(
+            range(len(results)), [BACKBONES[name].label for name in results]
+        )
         axes.tick_params(axis="x", labelsize=8)
         axes.set_yscale("log")
         axes.set_ylabel("seconds (logarithmic)")
@@ -150,9 +146,9 @@ def main() -> None:
     chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
     split = load("beauty")
 
-    checked = {RECIPES[f"{name}-beauty"].model: name for name in chosen}
-    for name in checked.values():
-        check(new_model(RECIPES[f"{name}-beauty"], split), split.train)
+    recipes = [recipe_of(name, "beauty", "adamw") for name in chosen]
+    for recipe in {recipe.model: recipe for recipe in recipes}.values():
+        check(new_model(recipe, split), split.train)
 
     devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {device_name(device)}"
     print(f"{devices}; seconds, and how many times faster than PyTorch")
@@ -162,7 +158,7 @@ def main() -> None:
         results[name] = measure(
             name, split, device, options.rounds, options.torch_steps
         )
-        print(*rows(BACKBONES[name], results[name]), sep="\n", flush=True)
+        print(*rows(BACKBONES[name].label, results[name]), sep="\n", flush=True)
     if len(chosen) < len(BACKBONES):
         print("not all backbones: nothing written")
         return

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
+from sevo_jax.training.graph import build_graph
 from torch_models import copy_of
 
 import sevo_jax as sevo
@@ -29,7 +30,6 @@ from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training import Recipe, make_optimizer
 from sevo_jax.training.epoch import TrainState, train_epoch
-from sevo_jax.training.graph import build_graph
 from sevo_jax.training.mesh import (
     make_mesh,
     row_sharding,

@@ -1,4 +1,4 @@
-"""What the benchmarks share: data, timing in turns, bandwidth, where results go."""
+"""What the benchmarks share: graphs, timing in turns, bandwidth, where results go."""
 
 import ctypes
 import functools
@@ -17,23 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sevo_jax import GraphOperator
-from sevo_jax.data import LeaveOneOut, leave_one_out, read
 
 RESULTS = Path(__file__).parent / "results"
+# For `paper`, which holds the backbones and the data sets. It is not imported here:
+# not every benchmark has room for all that training needs.
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 # On a machine that others use, wall-clock time says little. SEVO_CLOCK=processor counts
 # the time that this process gets instead; to compare speeds by that, give it one core:
 # SEVO_CLOCK=processor taskset -c 0 python ...
 CLOCK = os.environ.get("SEVO_CLOCK", "wall")
 clock = {"wall": time.perf_counter, "processor": time.process_time}[CLOCK]
-DATA = Path(os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-
-def load(name: str) -> LeaveOneOut:
-    """A dataset of the paper by file name, from the folder in ``SEVO_DATA``."""
-    path = DATA / f"{name}.txt"
-    if not path.exists():
-        raise SystemExit(f"{path} is not there: set SEVO_DATA to the folder of {name}")
-    return leave_one_out(read(path))
 
 
 def power_law(num_nodes: int, mean_degree: int = 20, seed: int = 0) -> GraphOperator:

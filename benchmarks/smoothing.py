@@ -45,12 +45,12 @@ from harness import (
     CLOCK,
     Bandwidth,
     keep_freed_memory,
-    load,
     power_law,
     save,
     time_in_turns,
     wait,
 )
+from paper import load
 
 import sevo_jax as sevo
 from sevo_jax import _sparse

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from candidates import JaxRun, TorchRun, new_model
-from harness import load, save, time_in_turns
+from harness import save, time_in_turns
+from paper import load
 from torch_models.samples import packed
 
 from sevo_jax.samples import PackedBatch, left_pad

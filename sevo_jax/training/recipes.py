@@ -199,7 +199,7 @@ RECIPES: dict[str, Recipe] = {
 `synthetic` are quick ones for the built-in log.
 
 Those of the paper's plain backbones are unpublished: `<model>-adamw-beauty` are what
-tuning by validation comes to on Beauty (`benchmarks/tuning.py`), which for all but
+tuning by validation comes to on Beauty (`experiments/tuning.py`), which for all but
 MF-BPR is what SEvo has."""
 
 RECIPES["mf-bpr-adamw-beauty"] = _mf_bpr(

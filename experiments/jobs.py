@@ -1,6 +1,6 @@
 """Runs to be done once each: resumable, one result file a run, side by side.
 
-Shared by the benchmarks that train to the end. Several processes may work on the same
+Shared by the experiments. Several processes may work on the same
 list (on parts of a machine's processors, say): none repeats or disturbs what another
 does, and what was stopped goes on from its last checkpoint.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import load
+from paper import load
 
 from sevo_jax.training import Recipe, RunResult, Trainer, has_checkpoint
 

@@ -1,8 +1,8 @@
 """How an epoch's samples are drawn: as this library does and as the authors do.
 
-    python benchmarks/sampling.py run --backbone gru4rec --dataset beauty
-    python benchmarks/sampling.py run --backbone bert4rec --dataset toys --seeds 0 1
-    python benchmarks/sampling.py table --backbone gru4rec --dataset beauty
+    python experiments/sampling.py run --backbone gru4rec --dataset beauty
+    python experiments/sampling.py run --backbone bert4rec --dataset toys --seeds 0 1
+    python experiments/sampling.py table --backbone gru4rec --dataset beauty
 
 GRU4Rec: the authors draw every prefix of a sequence as a sample of its own; by default
 this library passes once over a user's items for all of the user's prefixes, as
@@ -23,9 +23,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from harness import RESULTS
 from jobs import Job, do
-from table3 import COLUMNS, DATASETS, PAPER, authors_spreads, job, spreads
+from paper import DATASETS, NUMBERS, RESULTS
+from table3 import COLUMNS, authors_spreads, job, spreads
 
 from sevo_jax.models import bert4rec
 from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
@@ -114,7 +114,7 @@ def table(backbone: str, dataset: str) -> str:
             if group:
                 label = f"{optimizer}, {way}, {len(group)} seeds"
                 lines.append(_row(label, spreads(group)))
-    authors = PAPER["with"][f"{backbone}-{dataset}"]
+    authors = NUMBERS["with"][f"{backbone}-{dataset}"]
     lines.append(_row("the authors, SEvo, 5 seeds", authors_spreads(authors)))
     return "\n".join(lines)
 

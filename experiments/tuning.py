@@ -1,9 +1,9 @@
 """A fair comparison: both optimizers with hyper-parameters chosen the same way.
 
-    python benchmarks/tuning.py run
-    python benchmarks/tuning.py run --only sasrec --seeds 0 1 2
-    python benchmarks/tuning.py run --dataset tools --only gru4rec
-    python benchmarks/tuning.py table
+    python experiments/tuning.py run
+    python experiments/tuning.py run --only sasrec --seeds 0 1 2
+    python experiments/tuning.py run --dataset tools --only gru4rec
+    python experiments/tuning.py table
 
 The paper does not publish the settings of its plain backbones, and its recipes were
 chosen for SEvo. Here a backbone is tuned on a dataset with AdamW and with SEvo-AdamW,
@@ -26,16 +26,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from harness import RESULTS
 from jobs import Job, do
-from table3 import DATASETS
+from paper import BACKBONES, DATASETS, RESULTS, recipe_of
 from table3 import job as recipe_job
 
 from sevo_jax.reports.comparison import Spread, paired_difference
-from sevo_jax.training import RECIPES, Recipe
+from sevo_jax.training import Recipe
 
 FOLDER = RESULTS / "tuning"
-BACKBONES = ("sasrec", "gru4rec", "mf-bpr-ii", "mf-bpr-ui", "stosa", "bert4rec")
 OPTIMIZERS = ("adamw", "sevo_adamw")
 GRID = {
     "weight_decay": (0.01, 0.1, 0.5),
@@ -89,7 +87,7 @@ def final_job(backbone: str, dataset: str, recipe: Recipe, seed: int) -> Job:
     """A run of what the search chose: the recipe's own, where it is the recipe."""
     optimizer = recipe.optimizer.name
     backbone = _of_one_graph(backbone, optimizer)
-    if recipe == RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer):
+    if recipe == recipe_of(backbone, dataset, optimizer):
         return recipe_job(backbone, dataset, optimizer, seed)
     name = f"{backbone}-{dataset}-{optimizer}-{describe(recipe)}"
     return Job(name, recipe, dataset, seed, FOLDER)
@@ -97,7 +95,7 @@ def final_job(backbone: str, dataset: str, recipe: Recipe, seed: int) -> Job:
 
 def _of_one_graph(backbone: str, optimizer: str) -> str:
     """Which graph makes no difference to AdamW: one of MF-BPR's serves both."""
-    return backbone.replace("-ii", "-ui") if optimizer == "adamw" else backbone
+    return BACKBONES[backbone].plain if optimizer == "adamw" else backbone
 
 
 def chosen(
@@ -112,7 +110,7 @@ def chosen(
       work: folder to do missing runs in; None does none.
     """
     backbone = _of_one_graph(backbone, optimizer)
-    recipe = RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer)
+    recipe = recipe_of(backbone, dataset, optimizer)
     found = _search(backbone, dataset, recipe, work)
     if found is None:
         return None

@@ -1,8 +1,8 @@
 """Table 3 of the paper: the five backbones with and without SEvo.
 
-    python benchmarks/table3.py run
-    python benchmarks/table3.py run --only mf-bpr stosa-beauty --seeds 0
-    python benchmarks/table3.py table
+    python experiments/table3.py run
+    python experiments/table3.py run --only mf-bpr stosa-beauty --seeds 0
+    python experiments/table3.py table
 
 `run` trains what has no result yet, the most valuable runs first, and writes one file a
 run into ``results/table3``. It can be stopped at any time and started again, and
@@ -23,17 +23,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from harness import RESULTS
 from jobs import Job, do
+from paper import BACKBONES, DATASETS, NUMBERS, RESULTS, recipe_of
 from scipy import stats
 
 from sevo_jax.reports.comparison import METRICS, Spread, paired_difference
-from sevo_jax.training import RECIPES
 
 FOLDER = RESULTS / "table3"
-PAPER = json.loads((Path(__file__).parent / "paper_table3.json").read_text())
-BACKBONES = ("mf-bpr-ui", "mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec")
-DATASETS = ("beauty", "toys", "ml-1m", "tools")
 VALID = "valid NDCG@10"
 COLUMNS = (*METRICS, VALID)
 NUM_AUTHORS_SEEDS = 5
@@ -41,7 +37,7 @@ NUM_AUTHORS_SEEDS = 5
 
 def job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
     """The run of a cell of the table: the paper's recipe with that optimizer."""
-    recipe = RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer)
+    recipe = recipe_of(backbone, dataset, optimizer)
     return Job(f"{backbone}-{dataset}-{optimizer}", recipe, dataset, seed, FOLDER)
 
 
@@ -55,8 +51,7 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
         for dataset in DATASETS
         for backbone in BACKBONES
         for optimizer in ("sevo_adamw", "adamw")
-        # The graph makes no difference to AdamW.
-        if (backbone, optimizer) != ("mf-bpr-ii", "adamw")
+        if optimizer != "adamw" or BACKBONES[backbone].plain == backbone
     ]
     if jax.default_backend() == "cpu":
         yield from ([job(*cell, seed)] for seed in seeds for cell in cells)
@@ -79,11 +74,11 @@ def table() -> str:
         improvements = []
         for backbone in BACKBONES:
             recipe = f"{backbone}-{dataset}"
-            plain = results.get((recipe.replace("-ii-", "-ui-"), "adamw"), {})
+            of = BACKBONES[backbone]
+            plain = results.get((f"{of.plain}-{dataset}", "adamw"), {})
             sevo = results.get((recipe, "sevo_adamw"), {})
-            paper = backbone.removesuffix("-ui").removesuffix("-ii")
-            without = PAPER["without"][f"{paper}-{dataset}"]
-            authors = PAPER["with"][recipe]
+            without = NUMBERS["without"][f"{of.paper}-{dataset}"]
+            authors = NUMBERS["with"][recipe]
             lines.append(backbone)
             lines.append(_row("AdamW, paper", [f"{without[m]:.4f}" for m in METRICS]))
             if plain:

@@ -1,0 +1,62 @@
+"""What the paper's experiments are about: its backbones, data sets and numbers."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from sevo_jax.data import LeaveOneOut, leave_one_out, read
+from sevo_jax.training import RECIPES, Recipe
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+class Backbone(NamedTuple):
+    """A model and the graph that SEvo smooths it over.
+
+    Attributes:
+      label: what people call it.
+      plain: the backbone whose runs without SEvo are this one's too, as the graph
+        makes no difference to them.
+      paper: what the paper's numbers without SEvo go by.
+    """
+
+    label: str
+    plain: str
+    paper: str
+
+
+BACKBONES = {
+    "mf-bpr-ui": Backbone("MF-BPR (U-I)", "mf-bpr-ui", "mf-bpr"),
+    "mf-bpr-ii": Backbone("MF-BPR (I-I)", "mf-bpr-ui", "mf-bpr"),
+    "gru4rec": Backbone("GRU4Rec", "gru4rec", "gru4rec"),
+    "sasrec": Backbone("SASRec", "sasrec", "sasrec"),
+    "stosa": Backbone("STOSA", "stosa", "stosa"),
+    "bert4rec": Backbone("BERT4Rec", "bert4rec", "bert4rec"),
+}
+"""By name; the recipes are called `<name>-<data set>`."""
+
+DATASETS = {
+    "beauty": "Beauty",
+    "toys": "Toys",
+    "tools": "Tools",
+    "ml-1m": "MovieLens-1M",
+}
+"""What people call the data sets, by the names of their files."""
+
+NUMBERS = json.loads((Path(__file__).parent / "paper_table3.json").read_text())
+"""Table 3: `without` SEvo by model, `with` it, from the authors' logs, by backbone."""
+
+
+def recipe_of(backbone: str, dataset: str, optimizer: str) -> Recipe:
+    """The paper's recipe, with another optimizer of the same hyper-parameters."""
+    return RECIPES[f"{backbone}-{dataset}"].with_optimizer(optimizer)
+
+
+def load(dataset: str) -> LeaveOneOut:
+    """A data set of the paper, from the folder in `SEVO_DATA`."""
+    path = DATA / f"{dataset}.txt"
+    if not path.exists():
+        raise SystemExit(f"{path}: no such file, set SEVO_DATA to the folder of it")
+    return leave_one_out(read(path))
