@@ -15,7 +15,7 @@ from pathlib import Path
 
 from paper import load
 
-from sevo_jax.training import Recipe, RunResult, Trainer, has_checkpoint
+from sevo_jax.training import Recipe, RunFolder, RunResult, Trainer
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def do(jobs: Sequence[Job], work: Path) -> None:
         trainer = Trainer(mine[0].recipe, load(mine[0].dataset))
         for resume in (True, False):
             chosen = [
-                job for job in mine if has_checkpoint(work / job.full_name) == resume
+                job
+                for job in mine
+                if RunFolder(work / job.full_name).has_checkpoint == resume
             ]
             if not chosen:
                 continue

@@ -16,7 +16,7 @@ from sevo_jax.cli import _compare, _data, _options, _runs, _train, main
 from sevo_jax.data import InteractionLog, leave_one_out, planted, read, write
 from sevo_jax.models import MODELS
 from sevo_jax.reports.comparison import METRICS, RUN_KEYS, format_table, read_results
-from sevo_jax.training import RECIPES, GraphConfig, load
+from sevo_jax.training import RECIPES, GraphConfig, RunFolder, load
 from sevo_jax.training import trainer as trainer_module
 
 SMALL = "--width 8 --max-len 6 --batch-size 64 --epochs 2 --eval-every 1".split()
@@ -428,13 +428,13 @@ def test_evaluate_refuses_what_is_no_run(compared, tmp_path, capsys):
 
 
 def test_damaged_note_of_the_data(path, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "data.json").write_text("{")
-    with pytest.raises(ValueError, match="data.json is damaged: give --data"):
-        _runs.recall(_options.DataOptions(), run)
-    given = _options.DataOptions(data=path)
-    assert _runs.recall(given, run) is given
+    folder = RunFolder(tmp_path)
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(ValueError, match="data.json is damaged: "):
+        _runs.recall(_options.DataOptions(), folder)
+    (tmp_path / "data.json").write_text('{"other": 1}')
+    with pytest.raises(ValueError, match="does not say what its data are"):
+        _runs.recall(_options.DataOptions(), folder)
 
 
 # recommend

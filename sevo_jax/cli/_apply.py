@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
 from sevo_jax.reports.comparison import format_metrics, write_results
-from sevo_jax.training import SavedRun, load
+from sevo_jax.training import RunFolder, SavedRun, load
 
 _RunFolder = Annotated[
     Path,
@@ -88,7 +87,7 @@ def evaluate(args: Sequence[str]) -> None:
         "valid": evaluation.evaluate(saved.model, split, "valid"),
         "test": evaluation.evaluate(saved.model, split, "test"),
     }
-    protocol = json.loads((options.run / "run.json").read_text())["protocol"]
+    protocol = RunFolder(options.run).about["protocol"]
     entry = {
         "model": saved.recipe.model,
         "optimizer": saved.recipe.optimizer.name,
@@ -131,7 +130,7 @@ def recommend(args: Sequence[str]) -> None:
 
 def _open(run: Path, data: DataOptions) -> tuple[SavedRun, LeaveOneOut]:
     saved = load(run)
-    split = leave_one_out(recall(data, run).load())
+    split = leave_one_out(recall(data, RunFolder(run)).load())
     saved.check(split)
     return saved, split
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from sevo_jax._files import locked, replace_text
 from sevo_jax.cli._options import option, parse
 from sevo_jax.cli._runs import (
     RecipeOptions,
@@ -16,7 +17,7 @@ from sevo_jax.cli._runs import (
     check_output,
     check_seeds,
     preset,
-    remember,
+    run_folder,
 )
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.reports import plots
@@ -25,7 +26,7 @@ from sevo_jax.reports.comparison import (
     format_table,
     write_results,
 )
-from sevo_jax.training import OptimizerConfig, RunResult, Trainer, has_checkpoint
+from sevo_jax.training import OptimizerConfig, RunResult, Trainer
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,16 @@ def compare(args: Sequence[str]) -> None:
         name: Trainer(recipe.with_optimizer(name), split, mesh=mesh)
         for name in options.optimizers
     }
-    print(f"writing to {output}", file=sys.stderr)
-    results: list[RunResult] = []
-    for result in _train(trainers, options, output):
-        results.append(result)
-        write_results(output / "results.json", [_entry(each) for each in results])
-    table = format_table([_entry(each) for each in results])
-    (output / "table.txt").write_text(table + "\n", encoding="utf-8")
-    _draw(results, output)
+    with locked(output):
+        check_output(output, options.resume)
+        print(f"writing to {output}", file=sys.stderr)
+        results: list[RunResult] = []
+        for result in _train(trainers, options, output):
+            results.append(result)
+            write_results(output / "results.json", [_entry(each) for each in results])
+        table = format_table([_entry(each) for each in results])
+        replace_text(output / "table.txt", table + "\n")
+        _draw(results, output)
     print(table)
 
 
@@ -124,14 +127,11 @@ def _train(
     for seed in options.seeds:
         for name, trainer in trainers.items():
             number += 1
-            folder = output / f"{name}-seed{seed}"
-            resume = has_checkpoint(folder)
-            if not resume:
-                remember(options.data, folder)
+            folder = run_folder(output / f"{name}-seed{seed}", options.data)
             yield trainer.run(
                 seed=seed,
                 output=folder,
-                resume=resume,
+                resume=folder.has_checkpoint,
                 label=f"[{number}/{total}] {name}, seed {seed}",
             )
 
@@ -141,16 +141,16 @@ def _train_together(
 ) -> Iterator[RunResult]:
     """All seeds of an optimizer in one program, which an accelerator has room for."""
     for number, (name, trainer) in enumerate(trainers.items(), start=1):
-        folders = [output / f"{name}-seed{seed}" for seed in options.seeds]
-        left = [has_checkpoint(folder) for folder in folders]
+        folders = [
+            run_folder(output / f"{name}-seed{seed}", options.data)
+            for seed in options.seeds
+        ]
+        left = [folder.has_checkpoint for folder in folders]
         # Seeds that were added to a comparison start anew, by themselves.
         for resume in (True, False):
             chosen = [i for i, each in enumerate(left) if each == resume]
             if not chosen:
                 continue
-            if not resume:
-                for i in chosen:
-                    remember(options.data, folders[i])
             yield from trainer.run_together(
                 [options.seeds[i] for i in chosen],
                 outputs=[folders[i] for i in chosen],

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +13,21 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from sevo_jax._files import replace_text
+from sevo_jax._files import is_empty
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.models import MODELS
-from sevo_jax.training import RECIPES, GraphConfig, OptimizerConfig, Recipe, find_recipe
+from sevo_jax.training import (
+    RECIPES,
+    CheckpointError,
+    GraphConfig,
+    OptimizerConfig,
+    Recipe,
+    RunFolder,
+    find_recipe,
+)
 from sevo_jax.training.mesh import make_mesh
 
 _RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]
-_DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,34 +136,39 @@ def check_output(output: Path, resume: bool) -> None:
     Raises:
       FileExistsError: unless `resume`.
     """
-    empty = output.is_dir() and not any(output.iterdir())
-    if not resume and output.exists() and not empty:
+    if not resume and output.exists() and not (output.is_dir() and is_empty(output)):
         raise FileExistsError(
             f"{output} exists already: continue it with --resume, or choose another "
             "--output"
         )
 
 
-def remember(data: DataOptions, run: Path) -> None:
-    """Notes in a run's folder what it is trained on, for `recall`."""
+def run_folder(path: Path, data: DataOptions) -> RunFolder:
+    """The folder of a run on `data`, which it is to remember for `recall`."""
     values = dataclasses.asdict(data)
     values["data"] = None if data.data is None else str(data.data.resolve())
-    run.mkdir(parents=True, exist_ok=True)
-    replace_text(run / _DATA_FILE, json.dumps(values, indent=2) + "\n")
+    return RunFolder(path, values)
 
 
-def recall(data: DataOptions, run: Path) -> DataOptions:
-    """The options `data`; or, where none is given, what `run` was trained on.
+def recall(data: DataOptions, folder: RunFolder) -> DataOptions:
+    """The options `data`; where one is not given, that of the run in `folder`.
 
     Raises:
       ValueError: the note is damaged.
     """
-    path = run / _DATA_FILE
-    if data != DataOptions() or not path.exists():
+    values = folder.source
+    if values is None:
         return data
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         where = None if values["data"] is None else Path(values["data"])
-        return DataOptions(**{**values, "data": where})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: give --data ({error})") from error
+        remembered = DataOptions(**{**values, "data": where})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder.path} does not say what its data are ({error}): give --data"
+        ) from error
+    given = {
+        item.name: getattr(data, item.name)
+        for item in dataclasses.fields(data)
+        if getattr(data, item.name) != item.default
+    }
+    return dataclasses.replace(remembered, **given)

@@ -15,11 +15,11 @@ from sevo_jax.cli._runs import (
     check_output,
     check_seeds,
     preset,
-    remember,
+    run_folder,
 )
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.reports.comparison import format_metrics
-from sevo_jax.training import OptimizerConfig, Trainer, connect, has_checkpoint
+from sevo_jax.training import OptimizerConfig, Trainer, connect
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.profiling import format_phases, profile
 
@@ -104,17 +104,19 @@ def train(args: Sequence[str]) -> None:
     mesh = options.devices()
     if is_first():
         check_output(output, options.resume)
-    resume = options.resume and has_checkpoint(output)
+    folder = run_folder(output, options.data)
     trainer = Trainer(recipe, split, mesh=mesh)
     if options.profile is not None:
         print(f"profiling to {options.profile}", file=sys.stderr)
         measured = profile(trainer, options.profile, seed=options.seed)
         print(f"{format_phases(measured)}\n{measured['method']}\n")
     if is_first():
-        if not resume:
-            remember(options.data, output)
         print(f"writing to {output}", file=sys.stderr)
-    result = trainer.run(seed=options.seed, output=output, resume=resume)
+    result = trainer.run(
+        seed=options.seed,
+        output=folder,
+        resume=options.resume and folder.has_checkpoint,
+    )
     if not is_first():
         return
     print(

@@ -1,6 +1,8 @@
 """Training of the reference recommenders: recipes, the loop, checkpoints."""
 
-from sevo_jax.training.checkpoint import CheckpointError, fingerprint, has_checkpoint
+from sevo_jax.training.checkpoint import CheckpointError
+from sevo_jax.training.folder import RunFolder
+from sevo_jax.training.identity import fingerprint
 from sevo_jax.training.optimizers import make_optimizer, optimizer_names
 from sevo_jax.training.processes import connect
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
@@ -14,13 +16,13 @@ __all__ = [
     "GraphConfig",
     "OptimizerConfig",
     "Recipe",
+    "RunFolder",
     "RunResult",
     "SavedRun",
     "Trainer",
     "connect",
     "find_recipe",
     "fingerprint",
-    "has_checkpoint",
     "load",
     "make_optimizer",
     "optimizer_names",

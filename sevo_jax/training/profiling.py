@@ -23,8 +23,8 @@ import numpy as np
 import optax
 
 from sevo_jax._files import replace_text
-from sevo_jax.training.checkpoint import versions
 from sevo_jax.training.epoch import train_epoch
+from sevo_jax.training.identity import versions
 from sevo_jax.training.mesh import split_batches
 from sevo_jax.training.optimizers import SEVO, make_optimizer
 from sevo_jax.training.trainer import Trainer

@@ -1,11 +1,13 @@
-"""What a run comes to, and what it leaves in its directory."""
+"""A run: while it goes, what it comes to, and read back from its folder."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import statistics
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from flax import nnx
 from sevo_jax import GraphOperator
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.models import MODELS, Recommender
-from sevo_jax.training.checkpoint import Checkpoints, check_same, fingerprint
+from sevo_jax.training.checkpoint import CheckpointError
+from sevo_jax.training.epoch import TrainState
+from sevo_jax.training.folder import RunFolder
+from sevo_jax.training.identity import check_same, differences, fingerprint
+from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
+from sevo_jax.training.run_log import RunLog
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +49,9 @@ class RunResult:
         None where there are none), `relative_smoothness` (divided by the squared
         norm) and `seconds`.
       recipe: what was run.
+      versions: of the libraries.
+      machine: what it was run on.
+      notes: what else there is to know, such as a change of the machine.
       trained: the model with the best parameters.
     """
 
@@ -59,6 +69,9 @@ class RunResult:
     parts: list[dict[str, float]]
     history: list[dict[str, Any]]
     recipe: Recipe
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    notes: list[str]
     trained: Any = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +94,7 @@ class Progress:
       epoch_seconds: time to train each epoch.
       history: as `RunResult.history`.
       seconds: duration of the run so far.
+      notes: as `RunResult.notes`.
     """
 
     epoch: int = 0
@@ -91,6 +105,7 @@ class Progress:
     epoch_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def evaluated(self) -> bool:
@@ -101,6 +116,118 @@ class Progress:
     def seconds_per_epoch(self) -> float:
         """The median, which the epoch that compiles does not move."""
         return statistics.median(self.epoch_seconds)
+
+
+@dataclass
+class Run:
+    """A run while it goes.
+
+    Attributes:
+      seed: its seed.
+      identity: what determines its numbers, as JSON values.
+      machine: what they depend on in their rounding.
+      state: what an epoch changes.
+      best: the best parameters so far.
+      unscheduled: `best` and `progress` before an evaluation at the end of the run
+        that a longer run does not make; None while there is none.
+    """
+
+    seed: int
+    identity: dict[str, Any]
+    machine: dict[str, Any]
+    state: TrainState
+    best: nnx.State
+    log: RunLog = field(init=False)
+    unscheduled: tuple[nnx.State, Progress] | None = None
+    progress: Progress = field(default_factory=Progress)
+    folder: RunFolder | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the run so far."""
+        return time.perf_counter() - self.began
+
+    def open(
+        self,
+        stack: contextlib.ExitStack,
+        folder: RunFolder,
+        about: Mapping[str, Any],
+        *,
+        epochs: int,
+        resume: bool,
+    ) -> None:
+        """Begins the run in a folder, or goes on with the one that is there.
+
+        Args:
+          stack: gives the folder back.
+          folder: where to save.
+          about: JSON values for readers of the folder.
+          epochs: how many epochs to train in all.
+          resume: whether to go on.
+
+        Raises:
+          CheckpointError: if it is of another run, or has trained more epochs.
+          Exception: as `RunFolder.claimed`.
+        """
+        if is_first():
+            stack.enter_context(folder.claimed(resume=resume))
+        if resume:
+            self._restore(folder, epochs)
+        if is_first():
+            folder.describe({**self.identity, "machine": self.machine, **about})
+        self.folder = folder
+
+    def save(self) -> None:
+        """Writes a checkpoint, if the run has a folder."""
+        if self.folder is None:
+            return
+        self.progress.seconds = self.seconds
+        parts = {"training": self.state, "best": self.best}
+        about = {
+            "identity": self.identity,
+            "machine": self.machine,
+            "progress": asdict(self.progress),
+        }
+        if self.unscheduled is not None:
+            parts["unscheduled"], progress = self.unscheduled
+            about["unscheduled"] = {**asdict(progress), "seconds": self.seconds}
+        self.folder.checkpoints.save(self.progress.epoch, about, parts)
+
+    def _restore(self, folder: RunFolder, epochs: int) -> None:
+        checkpoint = folder.last_checkpoint()
+        about = checkpoint.about
+        check_same(_lasting(about["identity"]), _lasting(self.identity))
+        trained = about["progress"]["epoch"]
+        if epochs < trained:
+            raise CheckpointError(
+                f"the run in {folder.path} has trained {trained} epochs, and {epochs} "
+                "are asked for: give as many or more"
+            )
+        best, progress = "best", about["progress"]
+        if epochs > trained and "unscheduled" in about:
+            best, progress = "unscheduled", about["unscheduled"]
+        arrays = checkpoint.arrays(**{"training": self.state, best: self.best})
+        self.state, self.best = arrays["training"], arrays[best]
+        self.progress = Progress(**progress)
+        changes = differences(about["machine"], self.machine)
+        if changes:
+            self.progress.notes.append(
+                f"resumed after epoch {trained} where {'; '.join(changes)}: the "
+                "numbers are those of an unbroken run up to rounding"
+            )
+        # As if the time before had just been spent.
+        self.began -= self.progress.seconds
+
+
+def _lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change when a run goes on: more epochs, and other names, may."""
+    recipe = {**identity["recipe"], "epochs": None}
+    return {
+        **identity,
+        "recipe": recipe,
+        "dataset": {**identity["dataset"], "name": None},
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,28 +274,27 @@ def load(run_dir: str | Path) -> SavedRun:
       The model and what it was trained with.
 
     Raises:
-      CheckpointError: if there is no checkpoint in the directory or it is corrupt.
+      CheckpointError: if there is no checkpoint in the directory, or it or the result
+        is corrupt.
     """
-    run_dir = Path(run_dir)
-    with Checkpoints(run_dir, create=False) as checkpoints:
-        about = checkpoints.about()
-        identity, progress = about["identity"], Progress(**about["progress"])
-        recipe = Recipe.from_dict(identity["recipe"])
+    folder = RunFolder(run_dir)
+    checkpoint = folder.last_checkpoint()
+    identity = checkpoint.about["identity"]
+    progress = Progress(**checkpoint.about["progress"])
+    recipe = Recipe.from_dict(identity["recipe"])
 
-        def build() -> Recommender:
-            kind, config = MODELS[recipe.model], recipe.architecture
-            dataset = identity["dataset"]
-            sizes = _Sizes(dataset["num_users"], dataset["num_items"])
-            graphs = {
-                name: _empty_graph(**size)
-                for name, size in identity["propagated"].items()
-            }
-            model = kind.for_data(sizes, config, graphs=graphs, rngs=nnx.Rngs(0))
-            return model.for_ranking()
+    def build() -> Recommender:
+        kind, config = MODELS[recipe.model], recipe.architecture
+        dataset = identity["dataset"]
+        sizes = _Sizes(dataset["num_users"], dataset["num_items"])
+        graphs = {
+            name: _empty_graph(**size) for name, size in identity["propagated"].items()
+        }
+        model = kind.for_data(sizes, config, graphs=graphs, rngs=nnx.Rngs(0))
+        return model.for_ranking()
 
-        graphdef, values = nnx.split(nnx.eval_shape(build))
-        best = checkpoints.arrays(best=values)["best"]
-    finished = run_dir / "result.json"
+    graphdef, values = nnx.split(nnx.eval_shape(build))
+    best = checkpoint.arrays(best=values)["best"]
     return SavedRun(
         model=nnx.merge(graphdef, best),
         recipe=recipe,
@@ -176,7 +302,7 @@ def load(run_dir: str | Path) -> SavedRun:
         dataset=identity["dataset"],
         epoch=progress.epoch,
         best_epoch=progress.best_epoch,
-        result=json.loads(finished.read_text()) if finished.exists() else None,
+        result=folder.result,
     )
 
 

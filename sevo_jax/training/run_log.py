@@ -8,53 +8,54 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from sevo_jax._files import replace_text
+from sevo_jax._files import naming, replace_text
+from sevo_jax.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from sevo_jax.training.run import Progress
 
 
 class RunLog:
     """Passes each epoch and evaluation of a run on to its outputs.
 
     Args:
-      run_dir: where `metrics.jsonl` and `tensorboard/` go; None writes no files.
-      start: epoch that the run starts at. Of later ones, which a killed process
-        wrote and a resumed one is to repeat, nothing is kept.
+      folder: gets the metrics as JSON lines and for TensorBoard; None writes no files.
+      progress: how far the run has come. What a killed process wrote of later epochs,
+        which a resumed one repeats, is dropped.
       epochs: epoch that the run ends at.
-      progress: whether to show progress on standard error: a bar on a terminal, a
-        line an evaluation otherwise.
-      label: what to call the run in its progress.
+      show: whether to show progress on standard error: a bar on a terminal, a line an
+        evaluation otherwise.
+      label: what to call the run there.
     """
 
     def __init__(
         self,
-        run_dir: Path | None,
+        folder: RunFolder | None,
+        progress: Progress,
         *,
-        start: int,
         epochs: int,
-        progress: bool,
+        show: bool,
         label: str,
     ):
         self._stack = ExitStack()
         self._outputs: list[JsonLines | TensorBoard | Bar | Lines] = []
-        if run_dir is not None:
+        if folder is not None:
             self._outputs += [
-                JsonLines(run_dir / "metrics.jsonl", start),
-                TensorBoard(run_dir / "tensorboard", start),
+                JsonLines(folder.metrics, progress),
+                TensorBoard(folder.tensorboard, progress),
             ]
-        if progress:
+        if show:
+            for note in progress.notes:
+                print(note, file=sys.stderr)
             kind = Bar if sys.stderr.isatty() else Lines
-            self._outputs.append(kind(start, epochs, label))
+            self._outputs.append(kind(progress.epoch, epochs, label))
         for output in self._outputs:
             self._stack.callback(output.close)
-
-    @classmethod
-    def silent(cls) -> RunLog:
-        """A log without outputs."""
-        return cls(None, start=0, epochs=0, progress=False, label="")
 
     def __enter__(self) -> RunLog:
         return self
@@ -76,36 +77,37 @@ class RunLog:
 
 
 class JsonLines:
-    """Appends one JSON object a line, each on the disk before the run goes on."""
+    """Writes one JSON object a line, each to the file before the run goes on."""
 
-    def __init__(self, path: Path, start: int):
-        if path.exists():
-            kept = [line for line in _whole_lines(path) if _before(line, start)]
-            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, progress: Progress):
+        lines = "".join(json.dumps(line) + "\n" for line in _lines(progress))
+        replace_text(path, lines)
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def train(
         self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
     ) -> None:
-        line = {"kind": "train", "epoch": epoch, "loss": loss, "seconds": seconds}
-        self._write({**line, "parts": dict(parts)} if parts else line)
+        self._write(_train_line(epoch, loss, seconds, parts))
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        self._write({"kind": "evaluation", **record})
+        self._write(_evaluation_line(record))
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
 
 class TensorBoard:
     """Writes scalars for TensorBoard, over the epoch as step."""
 
-    def __init__(self, directory: Path, start: int):
-        self._writer = SummaryWriter(str(directory), purge_step=start)
+    def __init__(self, directory: Path, progress: Progress):
+        self._writer = SummaryWriter(str(directory), purge_step=progress.epoch)
+        if progress.evaluated:  # What has been purged with the epoch.
+            self.evaluation(progress.history[-1])
 
     def train(
         self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
@@ -187,18 +189,27 @@ class Lines:
         pass
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines up to the first that a killed process did not finish."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+def _lines(progress: Progress) -> Iterator[dict[str, Any]]:
+    """What a run that has come so far has written."""
+    evaluations = {record["epoch"]: record for record in progress.history}
+    for epoch in range(progress.epoch + 1):
+        if epoch in evaluations:
+            yield _evaluation_line(evaluations[epoch])
+        if epoch < progress.epoch:
+            yield _train_line(
+                epoch,
+                progress.losses[epoch],
+                progress.epoch_seconds[epoch],
+                progress.parts[epoch],
+            )
 
 
-def _before(line: Mapping[str, Any], start: int) -> bool:
-    # An evaluation comes before the training of the epoch it is numbered by, and
-    # the checkpoint between the two.
-    if line["kind"] == "evaluation":
-        return line["epoch"] <= start
-    return line["epoch"] < start
+def _train_line(
+    epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+) -> dict[str, Any]:
+    line = {"kind": "train", "epoch": epoch, "loss": loss, "seconds": seconds}
+    return {**line, "parts": dict(parts)} if parts else line
+
+
+def _evaluation_line(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "evaluation", **record}

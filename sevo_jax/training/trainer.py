@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,12 @@ from jaxtyping import Array, Float
 
 import sevo_jax as sevo
 from sevo_jax import GraphOperator
-from sevo_jax._files import replace_text
 from sevo_jax._leaves import Graphs as GraphsOfTables
 from sevo_jax._leaves import LeafName, prepare_graphs
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS, Recommender
-from sevo_jax.training.checkpoint import (
-    Checkpoints,
-    check_same,
-    fingerprint,
-    has_checkpoint,
-    versions,
-)
 from sevo_jax.training.epoch import (
     Graphs,
     Program,
@@ -43,6 +33,14 @@ from sevo_jax.training.epoch import (
     split_model,
     train_epoch,
     train_epoch_together,
+)
+from sevo_jax.training.folder import RunFolder
+from sevo_jax.training.identity import (
+    digest,
+    fingerprint,
+    machine,
+    settings,
+    versions,
 )
 from sevo_jax.training.mesh import (
     fetch,
@@ -54,51 +52,11 @@ from sevo_jax.training.mesh import (
 from sevo_jax.training.optimizers import make_optimizer
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import GraphConfig, Recipe
-from sevo_jax.training.run import Progress, RunResult
+from sevo_jax.training.run import Run, RunResult
 from sevo_jax.training.run_log import RunLog
 
 SELECTION = "NDCG@10"
 """The validation metric that chooses the best epoch."""
-
-
-@dataclass
-class _Run:
-    """A run while it goes."""
-
-    seed: int
-    identity: dict[str, Any]
-    state: TrainState
-    best: nnx.State
-    log: RunLog
-    progress: Progress = field(default_factory=Progress)
-    directory: Path | None = None
-    checkpoints: Checkpoints | None = None
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def save(self) -> None:
-        if self.checkpoints is None:
-            return
-        self.progress.seconds = self.seconds
-        self.checkpoints.save(
-            self.progress.epoch,
-            training=self.state,
-            best=self.best,
-            about={"identity": self.identity, "progress": asdict(self.progress)},
-        )
-
-    def restore(self) -> None:
-        assert self.checkpoints is not None
-        about = self.checkpoints.about()
-        check_same(about["identity"], self.identity)
-        arrays = self.checkpoints.arrays(training=self.state, best=self.best)
-        self.state, self.best = arrays["training"], arrays["best"]
-        self.progress = Progress(**about["progress"])
-        # As if the time before had just been spent.
-        self.began -= self.progress.seconds
 
 
 class Trainer:
@@ -175,7 +133,7 @@ class Trainer:
         self,
         *,
         seed: int = 0,
-        output: str | Path | None = None,
+        output: str | Path | RunFolder | None = None,
         resume: bool = False,
         progress: bool = True,
         label: str = "",
@@ -193,15 +151,18 @@ class Trainer:
             `tensorboard/`, `checkpoints/` (one an evaluation, the last is kept) and,
             at the end, `result.json`. None writes nothing.
           resume: whether to go on from the checkpoint in `output`, with the same
-            result, bit for bit, as if the run had never stopped.
+            result, bit for bit, as if the run had never stopped. A finished run goes
+            on where the recipe has more epochs.
           progress: whether to show progress on standard error.
           label: what to call the run there.
 
         Raises:
           ValueError: if the seed is out of range, or `resume` lacks an `output`.
-          FileExistsError: if `output` holds a run and `resume` is false.
-          CheckpointError: if there is no checkpoint to resume, it is corrupt, or it
-            is of other data, another recipe, seed or version of the libraries.
+          FileExistsError: if `output` holds a run and `resume` is false, or another
+            process writes there.
+          CheckpointError: if there is no checkpoint to resume, it is corrupt, it is of
+            other data or another split, recipe, seed, version of the libraries or
+            setting of JAX's generators and precision, or it has more epochs.
           FloatingPointError: if a loss or a score is not finite.
         """
         with contextlib.ExitStack() as stack:
@@ -213,7 +174,7 @@ class Trainer:
         self,
         seeds: Sequence[int],
         *,
-        outputs: Sequence[str | Path] | None = None,
+        outputs: Sequence[str | Path | RunFolder] | None = None,
         resume: bool = False,
         progress: bool = True,
         label: str = "",
@@ -261,11 +222,11 @@ class Trainer:
         self,
         stack: contextlib.ExitStack,
         seed: int,
-        output: str | Path | None,
+        output: str | Path | RunFolder | None,
         resume: bool,
         progress: bool,
         label: str,
-    ) -> _Run:
+    ) -> Run:
         """A run at its start, or where it was left; `stack` closes its files."""
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}: it must be in [0, 2**32)")
@@ -273,29 +234,31 @@ class Trainer:
             raise ValueError("resume=True needs output: the directory of the run")
         run = self._start(seed)
         if output is not None:
-            run.directory = Path(output)
-            if not resume and is_first():
-                _claim(run.directory, run.identity | {"protocol": self.protocol})
-            run.checkpoints = Checkpoints(run.directory, create=not resume)
-            stack.enter_context(run.checkpoints)
+            folder = output if isinstance(output, RunFolder) else RunFolder(output)
+            run.open(
+                stack,
+                folder,
+                {"protocol": self.protocol},
+                epochs=self.recipe.epochs,
+                resume=resume,
+            )
             if resume:
-                run.restore()
                 run.state, run.best = self.place((run.state, run.best))
-        run.log = RunLog(
-            run.directory if is_first() else None,
-            start=run.progress.epoch,
-            epochs=self.recipe.epochs,
-            progress=progress and is_first(),
-            label=label,
+        run.log = stack.enter_context(
+            RunLog(
+                run.folder if is_first() else None,
+                run.progress,
+                epochs=self.recipe.epochs,
+                show=progress and is_first(),
+                label=label,
+            )
         )
-        stack.enter_context(run.log)
         return run
 
-    def _finish(self, run: _Run) -> RunResult:
+    def _finish(self, run: Run) -> RunResult:
         result = self._result(run)
-        if run.directory is not None and is_first():
-            text = json.dumps(result.to_dict(), indent=2)
-            replace_text(run.directory / "result.json", text + "\n")
+        if run.folder is not None and is_first():
+            run.folder.write_result(result.to_dict())
         return result
 
     def new_model(self, seed: int) -> Recommender:
@@ -356,15 +319,16 @@ class Trainer:
 
         return optax.GradientTransformationExtraArgs(given.init, update)
 
-    def _start(self, seed: int) -> _Run:
+    def _start(self, seed: int) -> Run:
         state = self.start(seed)
-        return _Run(
+        return Run(
             seed=seed,
             identity={
                 "recipe": self.recipe.to_dict(),
                 "seed": seed,
                 "dataset": fingerprint(self.split),
                 "versions": versions(),
+                "settings": settings(),
                 "propagated": {
                     name: {
                         "num_nodes": graph.num_nodes,
@@ -374,9 +338,9 @@ class Trainer:
                 },
                 **self._given,
             },
+            machine=machine(self.mesh),
             state=state,
             best=self._best(state),
-            log=RunLog.silent(),
         )
 
     def _best(self, state: TrainState) -> nnx.State:
@@ -386,7 +350,7 @@ class Trainer:
         """
         return jax.tree.map(jnp.copy, nnx.state(self.model(state).for_ranking()))
 
-    def _loop(self, runs: Sequence[_Run], stop: int) -> None:
+    def _loop(self, runs: Sequence[Run], stop: int) -> None:
         """Trains runs that are at the same epoch up to the epoch `stop`."""
         recipe = self.recipe
         model = self.new_model(0)
@@ -404,10 +368,11 @@ class Trainer:
                 for run in runs:
                     self._evaluate(run)
             self._train_epoch(runs, batches)
-        for run in runs:
-            self._evaluate(run)
+        if stop == recipe.epochs:
+            for run in runs:
+                self._evaluate(run)
 
-    def _train_epoch(self, runs: Sequence[_Run], batches: Sequence[Any]) -> None:
+    def _train_epoch(self, runs: Sequence[Run], batches: Sequence[Any]) -> None:
         began = time.perf_counter()
         first, epoch = runs[0], runs[0].progress.epoch
         if len(runs) == 1:
@@ -445,7 +410,7 @@ class Trainer:
 
     def _record(
         self,
-        run: _Run,
+        run: Run,
         step_losses: np.ndarray,
         step_parts: Mapping[str, np.ndarray],
         seconds: float,
@@ -467,13 +432,16 @@ class Trainer:
         run.progress.epoch_seconds.append(seconds)
         run.log.train(epoch, loss, seconds, parts)
 
-    def _evaluate(self, run: _Run) -> None:
+    def _evaluate(self, run: Run) -> None:
         progress = run.progress
         # The checkpoint that a run resumes from has its evaluation already.
         if progress.evaluated:
             return
         began = time.perf_counter()
         measured = self.measure(self.model(run.state))
+        if progress.epoch % self.recipe.eval_every:
+            history = [*progress.history]
+            run.unscheduled = run.best, dataclasses.replace(progress, history=history)
         metric = measured["valid"][SELECTION]
         if metric > progress.best:
             progress.best, progress.best_epoch = metric, progress.epoch
@@ -498,7 +466,7 @@ class Trainer:
         smoothness, norm = sums.tolist()
         return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
 
-    def _result(self, run: _Run) -> RunResult:
+    def _result(self, run: Run) -> RunResult:
         model = nnx.merge(self._ranking, run.best)
         return RunResult(
             model=self.recipe.model,
@@ -515,6 +483,9 @@ class Trainer:
             parts=run.progress.parts,
             history=run.progress.history,
             recipe=self.recipe,
+            versions=run.identity["versions"],
+            machine=run.machine,
+            notes=run.progress.notes,
             trained=model,
         )
 
@@ -542,7 +513,7 @@ def _fingerprints(
     given: dict[str, dict[str, str] | str] = {}
     if graphs is not None:
         given["graphs"] = {
-            str(name): _digest(*map(np.asarray, jax.tree.leaves(graph)))
+            str(name): digest(*jax.tree.leaves(graph))
             for name, graph in trainer.smoothing.items()
         }
     if optimizer is not None:
@@ -550,15 +521,8 @@ def _fingerprints(
         program = jax.jit(trainer.optimizer.update).lower(
             state.params, state.opt_state, state.params, graphs=trainer.smoothing
         )
-        given["optimizer"] = _digest(program.as_text())
+        given["optimizer"] = digest(program.as_text())
     return given
-
-
-def _digest(*parts: np.ndarray | str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part.tobytes())
-    return digest.hexdigest()
 
 
 def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:
@@ -601,15 +565,3 @@ def _same_shapes(drawn: Sequence[Any]) -> Sequence[Any]:
     filled = jax.tree.map(fill, *drawn)
     treedef = jax.tree.structure(drawn[0])
     return jax.tree.transpose(treedef, None, filled)
-
-
-def _claim(output: Path, identity: dict[str, Any]) -> None:
-    """Makes the directory of a new run, unless there is one in it."""
-    if has_checkpoint(output) or (output / "result.json").exists():
-        raise FileExistsError(
-            f"{output} holds a run already: choose another directory, or resume it"
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    # A run that was killed before its first checkpoint has left nothing to keep.
-    (output / "metrics.jsonl").unlink(missing_ok=True)
-    replace_text(output / "run.json", json.dumps(identity, indent=2) + "\n")

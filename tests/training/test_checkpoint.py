@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import sevo_jax
@@ -17,12 +18,12 @@ from sevo_jax.data.writers import write
 from sevo_jax.training import (
     CheckpointError,
     OptimizerConfig,
+    RunFolder,
     Trainer,
-    fingerprint,
-    has_checkpoint,
     load,
 )
-from sevo_jax.training.checkpoint import Checkpoints, check_same
+from sevo_jax.training.checkpoint import Checkpoints
+from sevo_jax.training.mesh import make_mesh
 
 # Trains until the point it is told to, where it kills itself.
 CHILD = """
@@ -37,13 +38,13 @@ from sevo_jax.training.run_log import RunLog
 
 output, data, recipe, point = sys.argv[1:]
 saved = []
-finish, told = ocp.StandardCheckpointer.wait_until_finished, RunLog.train
+save, told = ocp.StandardCheckpointer.save, RunLog.train
 
-def killed_while_saving(self):
+def killed_while_saving(self, *args):
     saved.append(None)
+    save(self, *args)
     if len(saved) == 5:  # The first of two parts of the third checkpoint.
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self)
 
 def killed_while_training(self, epoch, loss, seconds, parts):
     told(self, epoch, loss, seconds, parts)
@@ -51,7 +52,7 @@ def killed_while_training(self, epoch, loss, seconds, parts):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if point == "saving":
-    ocp.StandardCheckpointer.wait_until_finished = killed_while_saving
+    ocp.StandardCheckpointer.save = killed_while_saving
 else:
     RunLog.train = killed_while_training
 split = leave_one_out(read(data))
@@ -80,8 +81,8 @@ def assert_bitwise_equal(actual, expected):
 def arrays(trainer, output):
     """The arrays of the last checkpoint, with shapes from a fresh start."""
     state = trainer.start(0)
-    with Checkpoints(output, create=False) as checkpoints:
-        return checkpoints.arrays(training=state, best=state.params)
+    checkpoint = RunFolder(output).last_checkpoint()
+    return checkpoint.arrays(training=state, best=state.params)
 
 
 @pytest.mark.parametrize("point", ["training", "saving"])
@@ -100,7 +101,7 @@ def test_a_killed_run_resumes_as_if_never_stopped(point, trainer, finished, tmp_
         text=True,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert has_checkpoint(output)
+    assert RunFolder(output).has_checkpoint
     assert not (output / "result.json").exists()
     assert len(without_seconds(output)) < len(without_seconds(expected_output))
 
@@ -137,6 +138,33 @@ def test_a_directory_with_a_run_is_not_overwritten(trainer, finished):
     assert (output / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("left", [6, 7, 12])
+def test_more_epochs_give_what_an_unbroken_run_gives(
+    left, other_trainer, finished, tmp_path
+):
+    """Of 7 epochs the last evaluation is one that the run of 13 does not make."""
+    output = tmp_path / "run"
+    trainer = other_trainer(epochs=left)
+    trainer.run(seed=3, output=output, progress=False)
+    longer = other_trainer(epochs=13)
+    expected_output = tmp_path / "unbroken"
+    expected = longer.run(seed=3, output=expected_output, progress=False)
+    assert expected.losses[:12] == finished[0].losses
+    resumed = longer.run(seed=3, output=output, resume=True, progress=False)
+    assert resumed.losses == expected.losses
+    assert (resumed.best_epoch, resumed.valid, resumed.test) == (
+        expected.best_epoch,
+        expected.valid,
+        expected.test,
+    )
+    assert resumed.recipe.epochs == 13 and resumed.notes == []
+    assert_bitwise_equal(arrays(longer, output), arrays(longer, expected_output))
+    assert without_seconds(output) == without_seconds(expected_output)
+    assert load(output).recipe == longer.recipe
+    with pytest.raises(CheckpointError, match="has trained 13 epochs, and 7 are"):
+        other_trainer(epochs=7).run(seed=3, output=output, resume=True, progress=False)
+
+
 def test_there_must_be_a_checkpoint_to_resume(trainer, tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint under"):
         trainer.run(output=tmp_path / "run", resume=True, progress=False)
@@ -156,7 +184,7 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_again(
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"epochs": 13}, "recipe.epochs was 12 and is 13"),
+        ({"batch_size": 65}, "recipe.batch_size was 64 and is 65"),
         (
             {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-2)},
             "recipe.optimizer.name was 'sevo_adamw' and is 'adamw'",
@@ -180,6 +208,74 @@ def test_another_seed_or_other_data_do_not_resume(
         other.run(seed=3, output=output, resume=True, progress=False)
 
 
+def test_another_split_of_the_same_log_does_not_resume(
+    tiny_recipe, tiny_split, finished
+):
+    log = tiny_split.log
+    everything = dataclasses.replace(tiny_split, train=log.sequences)
+    fewer_tested = dataclasses.replace(
+        tiny_split,
+        test=np.where(np.arange(len(tiny_split.test)) % 2, tiny_split.test, -1),
+    )
+    for split in (everything, fewer_tested):
+        with pytest.raises(CheckpointError, match="dataset.split was"):
+            Trainer(tiny_recipe, split).run(
+                seed=3, output=finished[1], resume=True, progress=False
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("default_prng_impl", "rbg"),
+        ("threefry_partitionable", not jax.config.jax_threefry_partitionable),
+        ("enable_x64", not jax.config.jax_enable_x64),
+    ],
+)
+def test_other_settings_of_jax_do_not_resume(name, value, trainer, finished):
+    before = getattr(jax.config, f"jax_{name}")
+    jax.config.update(f"jax_{name}", value)
+    try:
+        with pytest.raises(CheckpointError, match=f"settings.{name} was {before!r}"):
+            trainer.run(seed=3, output=finished[1], resume=True, progress=False)
+    finally:
+        jax.config.update(f"jax_{name}", before)
+
+
+def test_a_change_of_mesh_or_machine_is_said(
+    tiny_recipe, tiny_split, finished, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(finished[1], tmp_path / "run")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    trainer = Trainer(tiny_recipe, tiny_split, mesh=make_mesh(1, 2))
+    result = trainer.run(seed=3, output=copy, resume=True)
+    (note,) = result.notes
+    assert "mesh was '1 x 1' and is '1 x 2'" in note
+    assert "xla_flags was '' and is '--xla_cpu_enable_fast_math=true'" in note
+    assert note in capsys.readouterr().err
+    assert json.loads((copy / "result.json").read_text())["notes"] == [note]
+
+
+def test_two_runs_do_not_write_to_one_directory(trainer, finished, tmp_path):
+    copy = shutil.copytree(finished[1], tmp_path / "run")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with RunFolder(copy).claimed(resume=True):
+        for resume in (True, False):
+            with pytest.raises(FileExistsError, match="run is in use by another run"):
+                trainer.run(seed=3, output=copy, resume=resume, progress=False)
+    after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_run_that_may_not_resume_changes_nothing(trainer, finished, tmp_path):
+    copy = shutil.copytree(finished[1], tmp_path / "run")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="seed was 3 and is 5"):
+        trainer.run(seed=5, output=copy, resume=True, progress=False)
+    after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_other_versions_do_not_resume(trainer, finished, monkeypatch):
     _, output = finished
     monkeypatch.setattr(sevo_jax, "__version__", "0.0.0")
@@ -197,22 +293,21 @@ def small(directory):
             "bias": np.ones(1, np.float32),
         },
     }
-    with Checkpoints(directory, create=True) as checkpoints:
-        checkpoints.save(4, **parts, about={"identity": {}, "progress": {"epoch": 4}})
+    Checkpoints(directory).save(4, {"progress": {"epoch": 4}}, parts)
     return parts
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
     parts = small(tmp_path)
-    with Checkpoints(tmp_path, create=False) as checkpoints:
-        assert checkpoints.about()["progress"] == {"epoch": 4}
-        best = checkpoints.arrays(best=parts["best"])
+    checkpoint = Checkpoints(tmp_path).last()
+    assert checkpoint.about["progress"] == {"epoch": 4}
+    best = checkpoint.arrays(best=parts["best"])
     assert_bitwise_equal(best, {"best": parts["best"]})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "deleted"])
 def test_a_damaged_file_is_noticed_whichever_it_is(tmp_path, damage):
-    parts = small(tmp_path)
+    small(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:
@@ -223,14 +318,11 @@ def test_a_damaged_file_is_noticed_whichever_it_is(tmp_path, damage):
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         else:
             path.unlink()
-        with Checkpoints(tmp_path, create=False) as checkpoints:
-            for read in (checkpoints.about, lambda: checkpoints.arrays(**parts)):
-                with pytest.raises(CheckpointError, match="corrupt: ") as error:
-                    read()
+        with pytest.raises(CheckpointError, match="corrupt: ") as error:
+            Checkpoints(tmp_path).last()
         assert path.name in str(error.value) or path.name == "manifest.json"
         path.write_bytes(data)
-    with Checkpoints(tmp_path, create=False) as checkpoints:
-        assert checkpoints.about()["progress"] == {"epoch": 4}
+    assert Checkpoints(tmp_path).last().about["progress"] == {"epoch": 4}
 
 
 def test_a_corrupt_checkpoint_does_not_resume(trainer, finished, tmp_path):
@@ -256,40 +348,82 @@ def test_a_corrupt_checkpoint_does_not_resume(trainer, finished, tmp_path):
 )
 def test_other_arrays_than_the_model_has_are_refused(tmp_path, template):
     small(tmp_path)
-    with Checkpoints(tmp_path, create=False) as checkpoints:
-        with pytest.raises(CheckpointError, match="best holds other arrays"):
-            checkpoints.arrays(best=template)
+    with pytest.raises(CheckpointError, match="best holds other arrays"):
+        Checkpoints(tmp_path).last().arrays(best=template)
 
 
 def test_a_checkpoint_takes_the_place_of_the_one_before(tmp_path):
     parts = small(tmp_path)
-    with Checkpoints(tmp_path, create=False) as checkpoints:
-        later = {"epoch": 6}
-        checkpoints.save(6, **parts, about={"identity": {}, "progress": later})
-        assert checkpoints.about()["progress"] == later
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(6, {"progress": {"epoch": 6}}, parts)
+    assert checkpoints.last().about["progress"] == {"epoch": 6}
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]
 
 
-def test_the_fingerprint_covers_counts_order_and_ids(tiny_split):
-    mark = fingerprint(tiny_split)
-    assert (mark["num_users"], mark["num_items"]) == (
-        tiny_split.num_users,
-        tiny_split.num_items,
-    )
-    assert mark == fingerprint(leave_one_out(tiny_split.log))
-    log = tiny_split.log
-    values = log.sequences.values.copy()
-    values[:2] = values[1], values[0]
-    swapped = dataclasses.replace(
-        log, sequences=dataclasses.replace(log.sequences, values=values)
-    )
-    renamed = dataclasses.replace(log, item_ids=log.item_ids[::-1])
-    for other in (swapped, renamed):
-        assert fingerprint(leave_one_out(other))["sha256"] != mark["sha256"]
+@pytest.mark.parametrize("name", ["manifest.json", "about.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "5", "[" * 100_000, "\udcff"])
+def test_a_damaged_table_is_one_line(tmp_path, name, content):
+    small(tmp_path)
+    path = tmp_path / "4" / name
+    path.write_text(content, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match="4 is corrupt: ") as error:
+        Checkpoints(tmp_path).last()
+    assert name in str(error.value) and len(str(error.value)) < 400
 
 
-def test_check_same_names_every_difference():
-    with pytest.raises(
-        CheckpointError, match="a.b was 1 and is 2; c was 'x' and is None"
-    ):
-        check_same({"a": {"b": 1, "d": 0}, "c": "x"}, {"a": {"b": 2, "d": 0}})
+def test_odd_names_are_no_checkpoints(tmp_path):
+    small(tmp_path)
+    for name in ("²", "٣", "-1", "1e9", "5.bak", "unfinished", ".7", "x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "99").write_text("a file")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.epochs == [4]
+    assert checkpoints.last().about["progress"] == {"epoch": 4}
+
+
+def test_what_a_kill_left_is_dropped(tmp_path):
+    parts = small(tmp_path)
+    # Killed between the renaming and the dropping, and then in the midst of a third.
+    shutil.copytree(tmp_path / "4", tmp_path / "2")
+    (tmp_path / "unfinished" / "best").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+    checkpoints.save(6, {"progress": {}}, parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    """Every file and directory of it, and then the directory it is renamed in."""
+    synced, replaced = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def record(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def rename(source, target):
+        if Path(source).name == "unfinished":
+            inside = [*Path(source).rglob("*"), Path(source)]
+            assert {str(path) for path in inside} <= {*synced}
+            replaced.append(len(synced))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", rename)
+    small(tmp_path)
+    assert str(tmp_path) in synced[replaced[0] :]
+
+
+def test_an_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
+    save = ocp.StandardCheckpointer.save
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        save(self, *args)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path)
+    assert Checkpoints(tmp_path).last().about["progress"] == {"epoch": 4}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

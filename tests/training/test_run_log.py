@@ -2,7 +2,11 @@ import io
 import json
 import sys
 
-from sevo_jax.training.run_log import JsonLines, RunLog
+import pytest
+
+from sevo_jax.training import RunFolder
+from sevo_jax.training.run import Progress
+from sevo_jax.training.run_log import RunLog
 
 METRICS = {"HR@1": 0.1, "HR@5": 0.2, "HR@10": 0.3, "NDCG@5": 0.15, "NDCG@10": 0.25}
 
@@ -27,8 +31,22 @@ def tell(log, start, stop, every=2):
     log.evaluation(evaluation(stop))
 
 
-def open_log(run_dir=None, *, start=0, epochs=4, progress=False, label=""):
-    return RunLog(run_dir, start=start, epochs=epochs, progress=progress, label=label)
+def progress_at(epoch, every=2):
+    """That of a run which has told what `tell` tells."""
+    history = [evaluation(at) for at in range(0, epoch + 1, every)]
+    return Progress(
+        epoch=epoch,
+        losses=[1.5] * epoch,
+        epoch_seconds=[0.25] * epoch,
+        parts=[{}] * epoch,
+        history=history,
+    )
+
+
+def open_log(run_dir=None, *, start=0, show=False, label=""):
+    folder = None if run_dir is None else RunFolder(run_dir)
+    progress = progress_at(start) if start else Progress()
+    return RunLog(folder, progress, epochs=4, show=show, label=label)
 
 
 def read(path):
@@ -47,21 +65,34 @@ def test_metrics_are_json_lines(tmp_path):
     assert json.loads(second) == expected
 
 
-def test_resuming_drops_what_is_to_be_repeated(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole + '{"kind": "train", "ep',  # The process died here.
+        lambda whole: whole.replace('"kind"', '"kin', 1),
+        lambda whole: whole[: len(whole) // 3],
+        lambda whole: "\udcff\x00" + whole,
+        lambda whole: "",
+        lambda whole: None,
+    ],
+)
+def test_resuming_writes_all_lines_up_to_the_checkpoint(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     with open_log(tmp_path) as log:
         tell(log, 0, 4)
     whole = path.read_text()
-    with path.open("a") as file:
-        file.write('{"kind": "train", "ep')  # The process died here.
-    JsonLines(path, start=2).close()
-    assert read(path) == [
-        ("evaluation", 0),
-        ("train", 0),
-        ("train", 1),
-        ("evaluation", 2),
-    ]
+    damaged = damage(whole)
+    if damaged is None:
+        path.unlink()
+    else:
+        path.write_text(damaged, errors="surrogateescape")
     with open_log(tmp_path, start=2) as log:
+        assert read(path) == [
+            ("evaluation", 0),
+            ("train", 0),
+            ("train", 1),
+            ("evaluation", 2),
+        ]
         log.train(2, loss=1.5, seconds=0.25, parts={})
         log.train(3, loss=1.5, seconds=0.25, parts={})
         log.evaluation(evaluation(4))
@@ -79,7 +110,7 @@ def test_tensorboard_gets_every_scalar(tmp_path):
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    with open_log(progress=True, label="seed 1") as log:
+    with open_log(show=True, label="seed 1") as log:
         tell(log, 0, 4)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -97,7 +128,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with open_log(progress=True, label="adamw", start=1) as log:
+    with open_log(show=True, label="adamw", start=1) as log:
         tell(log, 1, 4)
     last = terminal.getvalue().rsplit("\r", 1)[-1]
     assert "adamw: 100%" in last and "4/4" in last

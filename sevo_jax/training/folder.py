@@ -1,0 +1,130 @@
+"""The folder of a run: its files by name, and who may write them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sevo_jax._files import locked, replace_text
+from sevo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+
+
+class RunFolder:
+    """The files of a run. Only this class knows what they are called.
+
+    `run.json` says what is run, `data.json` where its data came from. `metrics.jsonl`
+    and `tensorboard/` have what was measured, `checkpoints/` the state of the run, of
+    which the last is kept, and `result.json` the result at the end.
+
+    Args:
+      path: the folder, which need not exist.
+      source: JSON values that say where the data came from; None if there is nothing
+        to say.
+    """
+
+    def __init__(self, path: str | Path, source: Mapping[str, Any] | None = None):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        self._run = self.path / "run.json"
+        self._source = self.path / "data.json"
+        self._result = self.path / "result.json"
+        self._new_source = source
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a run left a checkpoint to resume from."""
+        return bool(self.checkpoints.epochs)
+
+    @contextlib.contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """Makes this process the only one that writes here while the block runs.
+
+        Args:
+          resume: whether a run is to go on, or one is to begin.
+
+        Raises:
+          CheckpointError: if there is nothing to resume.
+          FileExistsError: if there is a run where one is to begin, or another process
+            writes here.
+        """
+        if resume:
+            self.check_resumable()
+        with locked(self.path):
+            if resume:
+                self.checkpoints.clean()
+            elif self.has_checkpoint or self._result.exists():
+                raise FileExistsError(
+                    f"{self.path} holds a run already: choose another directory, or "
+                    "resume it"
+                )
+            yield
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Writes what is run, as JSON values, and where its data came from."""
+        _write(self._run, about)
+        if self._new_source is not None:
+            _write(self._source, self._new_source)
+
+    def check_resumable(self) -> None:
+        """Makes sure that there is a checkpoint.
+
+        Raises:
+          CheckpointError: if there is none.
+        """
+        if not self.has_checkpoint:
+            raise CheckpointError(
+                f"there is no checkpoint under {self.path}: give the output directory "
+                "of a run, or train it from the start, without resuming"
+            )
+
+    def last_checkpoint(self) -> Checkpoint:
+        """The last checkpoint, found to be as it was written.
+
+        Raises:
+          CheckpointError: if there is none, or it is corrupt.
+        """
+        self.check_resumable()
+        return self.checkpoints.last()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """JSON values of what is run."""
+        return _read(self._run)
+
+    @property
+    def source(self) -> dict[str, Any] | None:
+        """JSON values that say where the data came from, if anybody said so."""
+        return _read(self._source) if self._source.exists() else None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `write_result` was given; None while the run is unfinished."""
+        return _read(self._result) if self._result.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes JSON values as the result of the run."""
+        _write(self._result, result)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    replace_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON table.
+
+    Raises:
+      CheckpointError: if the file is missing or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no table")
+    return values

@@ -1,0 +1,136 @@
+"""What determines the numbers of a run, and so tells it from others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import ArrayLike
+
+import sevo_jax
+from sevo_jax.data.split import LeaveOneOut
+from sevo_jax.training.checkpoint import CheckpointError
+
+
+def fingerprint(split: LeaveOneOut) -> dict[str, Any]:
+    """What tells one dataset, or another split of it, from another.
+
+    Args:
+      split: the data.
+
+    Returns:
+      `name`, `num_users`, `num_items`, `num_interactions` and three hashes: `sha256`
+      of the sequences and the original ids, `ids` of the latter alone, and `split` of
+      what is trained on, validated and tested.
+    """
+    log = split.log
+    texts = [list(map(str, ids.tolist())) for ids in (log.user_ids, log.item_ids)]
+    ids = digest(json.dumps(texts))
+    return {
+        "name": log.name,
+        "num_users": log.num_users,
+        "num_items": log.num_items,
+        "num_interactions": log.num_interactions,
+        "sha256": digest(log.sequences.values, log.sequences.offsets, ids),
+        "ids": ids,
+        "split": digest(
+            split.train.values, split.train.offsets, split.valid, split.test
+        ),
+    }
+
+
+def digest(*parts: ArrayLike | str) -> str:
+    """The SHA-256 of arrays and texts."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"sevo_jax": sevo_jax.__version__} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def settings() -> dict[str, Any]:
+    """Settings of JAX that change what its generators draw, or the precision."""
+    names = ("default_prng_impl", "threefry_partitionable", "enable_x64")
+    return {name: getattr(jax.config, f"jax_{name}") for name in names}
+
+
+def machine(mesh: Mesh) -> dict[str, Any]:
+    """What the numbers of a run depend on in their rounding alone.
+
+    Args:
+      mesh: the devices that train.
+    """
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": mesh.devices.flat[0].device_kind,
+        "mesh": " x ".join(map(str, mesh.devices.shape)),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another run.
+
+    Args:
+      saved: nested tables of what the checkpoint is of.
+      asked: the same of the run at hand.
+
+    Raises:
+      CheckpointError: naming each entry that differs, with both values.
+    """
+    found = differences(saved, asked)
+    if found:
+        raise CheckpointError(
+            f"the checkpoint is of another run: {'; '.join(found)}. Give what it was "
+            "made with, or another directory"
+        )
+
+
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """The entries of nested tables that differ, as `name was ... and is ...`."""
+    saved, asked = _flat(saved), _flat(asked)
+    return [
+        f"{name} was {saved.get(name)!r:.80} and is {asked.get(name)!r:.80}"
+        for name in sorted(saved.keys() | asked.keys())
+        if saved.get(name) != asked.get(name)
+    ]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
