@@ -12,6 +12,7 @@ hidden cells alone.
 """
 
 import math
+import typing
 from dataclasses import dataclass
 
 import jax
@@ -26,7 +27,7 @@ from sevo_jax.models import layers
 from sevo_jax.models.cross_entropy import cross_entropy
 from sevo_jax.models.recommender import SequenceModel, check_items
 from sevo_jax.models.registry import register
-from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs
+from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs, Sampling
 
 # Finite, so that nothing becomes NaN whatever a row holds.
 _INVISIBLE = -1e30
@@ -45,6 +46,8 @@ class BERT4RecConfig:
       num_blocks: Blocks of attention and feed-forward.
       dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
       mask_prob: Share in (0, 1] of the items that are hidden in training.
+      sampling: How training draws the users of an epoch, each once ("users") or as
+        four loading processes do ("loaders"); see `MaskedEpochs`.
     """
 
     max_len: int = 50
@@ -53,6 +56,7 @@ class BERT4RecConfig:
     num_blocks: int = 2
     dropout: float = 0.2
     mask_prob: float = 0.5
+    sampling: Sampling = "users"
 
     def __post_init__(self):
         # An item and the mask.
@@ -63,6 +67,7 @@ class BERT4RecConfig:
         _checks.rates(self, "dropout")
         in_range = 0 < self.mask_prob <= 1
         _checks.require_field(self, "mask_prob", in_range, "in (0, 1]")
+        _checks.one_of(self, "sampling", typing.get_args(Sampling))
 
 
 class Attention(nnx.Module):
@@ -262,6 +267,7 @@ class BERT4Rec(SequenceModel):
             batch_size=batch_size,
             mask_prob=self.config.mask_prob,
             seed=seed,
+            sampling=self.config.sampling,
             item_offset=self.item_offset,
         )
 

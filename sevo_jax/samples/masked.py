@@ -1,16 +1,20 @@
 """Masked items to predict: packed rows in which some items are hidden."""
 
-from typing import NamedTuple
+import itertools
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, ranges
 from sevo_jax.samples.packing import PackedRows, base_rows, round_up
 
 MASK = 1
 """Row of the item table that stands in for a hidden item; row 0 is the padding."""
 
+Sampling = Literal["users", "loaders"]
+
+_LOADERS = {"users": 1, "loaders": 4}
 _MASKED_MULTIPLE = 32
 
 
@@ -42,10 +46,19 @@ class MaskedBatch(NamedTuple):
 class MaskedEpochs:
     """The epochs of masked-item training, addressed by number.
 
-    A sample is a user: the last `max_len` train items. An epoch is a fresh permutation
-    of the users cut into batches, the partial last one kept, in which each item is
-    hidden with probability `mask_prob`, independently of all others. `epochs[e]`
-    depends on the arguments and `e` alone.
+    A sample is a user: the last `max_len` train items, each of which is hidden with
+    probability `mask_prob`, independently of all others. The users are drawn in one of
+    two ways:
+
+    - `"users"`: each user once. An epoch is a fresh permutation of the users cut into
+      batches, the partial last one kept.
+    - `"loaders"`: as the four loading processes of the paper's authors draw them. Each
+      process permutes all users by itself, takes every fourth and cuts these into
+      batches, and the batches of the four take turns. An epoch has a user
+      Binomial(4, 1/4) times, each time with other items hidden, and three users of ten
+      not at all.
+
+    `epochs[e]` depends on the arguments and `e` alone.
 
     Steps of an epoch share one number of rows and one of hidden cells, so that a
     compiled step fits them all. These are the same from epoch to epoch except where a
@@ -57,6 +70,7 @@ class MaskedEpochs:
       batch_size: Users of a step.
       mask_prob: In (0, 1].
       seed: Non-negative.
+      sampling: How the users of an epoch are drawn.
       item_offset: Row of the table where item 0 stands, behind the mask's.
 
     Raises:
@@ -81,6 +95,7 @@ class MaskedEpochs:
         batch_size: int,
         mask_prob: float,
         seed: int,
+        sampling: Sampling = "users",
         item_offset: int = MASK + 1,
     ):
         for name, value, least in (
@@ -91,6 +106,8 @@ class MaskedEpochs:
         ):
             _checks.require(value >= least, name, value, f"at least {least}")
         _checks.require(0 < mask_prob <= 1, "mask_prob", mask_prob, "in (0, 1]")
+        known = f"one of {', '.join(_LOADERS)}"
+        _checks.require(sampling in _LOADERS, "sampling", sampling, known)
         sequences = train.last(max_len)
         lengths = sequences.lengths[sequences.lengths > 0]
         if lengths.size == 0:
@@ -103,10 +120,15 @@ class MaskedEpochs:
         self.mask_prob = mask_prob
         self.seed = seed
         self.num_samples = lengths.size
-        self.num_steps = -(-lengths.size // batch_size)
+        self._num_loaders = _LOADERS[sampling]
+        self.num_steps = sum(
+            -(-len(range(first, lengths.size, self._num_loaders)) // batch_size)
+            for first in range(self._num_loaders)
+        )
 
         # One entry a cell, the cells of user after user.
         self._lengths = lengths
+        self._starts = np.cumsum(lengths) - lengths
         self._items = sequences.values + item_offset
         from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
         self._positions = max_len - from_end
@@ -120,27 +142,48 @@ class MaskedEpochs:
           epoch: From 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.num_samples)
-        hidden = rng.random(self._items.size) < self.mask_prob
-        cuts = range(self.batch_size, self.num_samples, self.batch_size)
-        rows = PackedRows(
-            self._lengths, np.split(order, cuts), self.max_len, self.num_rows
-        )
+        users, steps = self._draw(rng)
+        lengths = self._lengths[users]
+        cells = ranges(self._starts[users], lengths)
+        hidden = rng.random(cells.size) < self.mask_prob
+        items = self._items[cells]
+        rows = PackedRows(lengths, steps, self.max_len, self.num_rows)
         step, cell = np.nonzero(rows.fill(hidden).reshape(self.num_steps, -1))
         counts = np.bincount(step, minlength=self.num_steps)
         column = np.arange(step.size) - np.repeat(np.cumsum(counts) - counts, counts)
         width = max(self.num_masked, round_up(counts.max(), _MASKED_MULTIPLE))
         masked, labels = np.zeros((2, self.num_steps, width), np.int32)
         masked[step, column] = cell
-        items = rows.fill(self._items).reshape(self.num_steps, -1)
-        labels[step, column] = items[step, cell]
+        labels[step, column] = rows.fill(items).reshape(self.num_steps, -1)[step, cell]
         return MaskedBatch(
-            inputs=rows.fill(np.where(hidden, MASK, self._items)),
+            inputs=rows.fill(np.where(hidden, MASK, items)),
             segments=rows.fill(rows.segments),
-            positions=rows.fill(self._positions),
+            positions=rows.fill(self._positions[cells]),
             masked=masked,
             labels=labels,
         )
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The user of each sample of an epoch, and the samples of each step."""
+        taken = [
+            rng.permutation(self.num_samples)[first :: self._num_loaders]
+            for first in range(self._num_loaders)
+        ]
+        batches = [
+            [
+                users[i : i + self.batch_size]
+                for i in range(0, len(users), self.batch_size)
+            ]
+            for users in taken
+        ]
+        turns = itertools.zip_longest(*batches)
+        steps = [batch for turn in turns for batch in turn if batch is not None]
+        if self._num_loaders == 1:
+            return np.arange(self.num_samples), steps
+        # Each draw of a user is a sample of its own.
+        ends = np.cumsum([len(users) for users in steps])
+        users = np.concatenate(steps)
+        return users, np.split(np.arange(len(users)), ends[:-1])
 
 
 def _base_masked(lengths: np.ndarray, batch_size: int, mask_prob: float) -> int:

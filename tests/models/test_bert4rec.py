@@ -22,7 +22,7 @@ from scipy import special, stats
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.models import MODELS
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
-from sevo_jax.samples.masked import MaskedBatch
+from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.packing import left_pad
 from sevo_jax.training import (
     GraphConfig,
@@ -404,12 +404,28 @@ def test_recipes_of_the_paper(
         ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
         ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
         ({"mask_prob": 0.0}, r"mask_prob is 0.0: it must be in \(0, 1\]"),
+        ({"sampling": "user"}, "sampling is 'user': it must be one of users, loaders"),
         ({"mask_prob": 1.1}, r"mask_prob is 1.1: it must be in \(0, 1\]"),
     ],
 )
 def test_bad_hyper_parameters_are_named(option, message):
     with pytest.raises(ValueError, match=message):
         BERT4RecConfig(**option)
+
+
+@pytest.mark.parametrize("sampling", ["users", "loaders"])
+def test_training_draws_users_as_the_configuration_says(sampling):
+    config = BERT4RecConfig(MAX_LEN, 8, 2, 1, sampling=sampling)
+    model = BERT4Rec(NUM_ITEMS, config, rngs=nnx.Rngs(0))
+    train = random_train(NUM_ITEMS, 30, shortest=1, longest=MAX_LEN)
+    epoch = model.epochs(train, batch_size=10, seed=1)[2]
+    expected = MaskedEpochs(
+        train, max_len=MAX_LEN, batch_size=10, mask_prob=0.5, seed=1, sampling=sampling
+    )[2]
+    for field, other in zip(epoch, expected, strict=True):
+        np.testing.assert_array_equal(field, other)
+    # Once each, in three steps; or four loaders with a step of 8 or 7 each.
+    assert len(epoch.inputs) == {"users": 3, "loaders": 4}[sampling]
 
 
 def test_no_items_are_refused():

@@ -78,6 +78,50 @@ def test_an_epoch_holds_each_user_once_and_nothing_hidden_is_lost():
     assert epochs.num_samples == len(expected)
 
 
+def test_loaders_draw_a_user_a_binomial_number_of_times():
+    # Users with an item of their own each, by which they are known.
+    num_users, num_epochs = 403, 30
+    train = Sequences.from_lists([[user, user] for user in range(num_users)])
+    _, epochs = make(train=train, batch_size=20, sampling="loaders")
+    counts = []
+    for epoch in range(num_epochs):
+        steps = steps_of(epochs[epoch])
+        # Four loaders with 101, 101, 101 and 100 users.
+        assert len(steps) == epochs.num_steps == 6 + 6 + 6 + 5
+        drawn = [[items[0] - 2 for items, _ in users_of(step)] for step in steps]
+        assert all(len(set(users)) == len(users) for users in drawn)
+        # They take turns: full batches first, and then what each has left.
+        assert [len(users) for users in drawn] == [20] * 20 + [1] * 3
+        counts.append(np.bincount(np.concatenate(drawn), minlength=num_users))
+    counts = np.array(counts)
+    assert (counts.sum(axis=1) == num_users).all()
+    shares = np.bincount(counts.ravel(), minlength=5) / counts.size
+    binomial = np.array([81, 108, 54, 12, 1]) / 256
+    errors = np.sqrt(binomial * (1 - binomial) / counts.size)
+    assert (np.abs(shares - binomial) < 5 * errors).all()
+
+
+def test_each_draw_of_a_user_hides_items_of_its_own():
+    train = Sequences.from_lists(np.arange(40).reshape(4, 10))
+    _, epochs = make(train=train, mask_prob=0.5, sampling="loaders", batch_size=1)
+    draws, twice = [], 0
+    for epoch in range(20):
+        for step in steps_of(epochs[epoch]):
+            user = uncover(step)[0, 0]
+            draws.append((epoch, user, tuple(step.inputs[0] == MASK)))
+        twice += len({user for when, user, _ in draws if when == epoch}) < 4
+    assert twice > 10
+    assert len(set(draws)) == len(draws)
+
+
+@pytest.mark.parametrize("num_users", [1, 3, 4, 5])
+def test_no_step_is_empty_however_few_the_users(num_users):
+    train = Sequences.from_lists([[1, 2, 3]] * num_users)
+    _, epochs = make(train=train, sampling="loaders", batch_size=1, mask_prob=1.0)
+    assert epochs.num_steps == num_users == len(epochs[0].inputs)
+    assert (epochs[0].labels > 0).any(axis=1).all()
+
+
 def test_each_item_is_hidden_at_the_rate_and_by_itself():
     # Users alike in length, so that a cell's neighbour is the user's next item.
     train = Sequences.from_lists([np.arange(10)] * 400)
@@ -107,14 +151,15 @@ def test_what_is_hidden_and_who_meets_is_drawn_anew_every_epoch():
     assert len(draws) > 10
 
 
-def test_an_epoch_is_a_function_of_seed_and_number():
-    _, epochs = make()
+@pytest.mark.parametrize("sampling", ["users", "loaders"])
+def test_an_epoch_is_a_function_of_seed_and_number(sampling):
+    _, epochs = make(sampling=sampling)
     ahead = epochs[5]
     _ = epochs[2]
-    for again in (epochs[5], make()[1][5]):
+    for again in (epochs[5], make(sampling=sampling)[1][5]):
         for field, other in zip(ahead, again, strict=True):
             np.testing.assert_array_equal(field, other)
-    for other in (epochs[6], make(seed=1)[1][5]):
+    for other in (epochs[6], make(seed=1, sampling=sampling)[1][5]):
         assert not np.array_equal(ahead.inputs, other.inputs)
 
 
@@ -169,6 +214,7 @@ def test_item_offset_moves_all_items():
         ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
         ({"item_offset": 1}, "item_offset is 1: it must be at least 2"),
+        ({"sampling": "user"}, "sampling is 'user': it must be one of users, loaders"),
         ({"mask_prob": 0}, r"mask_prob is 0: it must be in \(0, 1\]"),
         ({"mask_prob": 1.5}, r"mask_prob is 1.5: it must be in \(0, 1\]"),
         ({"train": Sequences.from_lists([[], []])}, "none of the 2 users"),
