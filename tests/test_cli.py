@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -104,6 +105,59 @@ def test_overview_loads_no_framework():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+def _process(*args, **options):
+    """Runs the command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "sevo_jax", *map(str, args)], text=True, **options
+    )
+
+
+def test_the_package_is_the_command():
+    done = _process("--version", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"sevo-jax {sevo_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("missing", ["flax", "tyro", "orbax", "pyarrow", "tqdm"])
+def test_without_the_extra_the_remedy_is_one_line(missing, monkeypatch, capsys):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    _fails(capsys, ["train"], missing, 'pip install "sevo-jax[train]"')
+
+
+def test_output_that_nobody_takes_is_no_traceback(path):
+    for output, status, message in [
+        ("/dev/full", 2, "sevo-jax: error: standard output: No space left on device\n"),
+        ("&-", 0, ""),
+    ]:
+        done = subprocess.run(
+            f"{sys.executable} -m sevo_jax data --data {path} >{output}",
+            shell=True,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_output_that_is_not_unicode(compared, path, tmp_path, monkeypatch):
+    """A table has codes in place of its signs; ids are not changed in silence."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    args = ["--data", f"{path}", "--output", f"{compared}", "--seeds", "3", "1"]
+    assert main(["compare", *args, "--resume", *SMALL]) == 0
+    text = output.buffer.getvalue().decode()
+    table = (compared / "table.txt").read_text()
+    assert text == table.replace("±", "\\xb1")
+
+
+def test_a_message_is_a_line_however_long_its_value(capsys):
+    _fails(capsys, ["x" * 1_000_000])
+    assert main(["recommend", "x" * 100_000]) == 2
+    assert len(capsys.readouterr().err) < 2200
+
+
 # Help and options
 
 
@@ -123,6 +177,16 @@ def test_help_shows_the_options_and_examples(capsys, command, options):
     for option in [*options.split(), "--data", "--k-core"]:
         assert f" {option} " in text
     assert f"sevo-jax {command} " in text.partition("example")[2]
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_default_of_a_switch_is_that_of_its_first_name(capsys, command):
+    for recipe in ("sasrec-beauty", "stosa-beauty"):
+        text = _help(capsys, command, "--recipe", recipe)
+        switches = re.findall(r"--([\w.-]+), --no-([\w.-]+)", text)
+        assert ("rescale", "rescale") in switches
+        assert all(name == opposite for name, opposite in switches)
+        assert len(re.findall("--no-", text)) == len(switches)
 
 
 def test_help_shows_the_values_of_the_recipe(capsys):

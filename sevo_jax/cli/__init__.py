@@ -5,6 +5,7 @@ needs none of them.
 """
 
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -20,6 +21,9 @@ _COMMANDS = {
     "data": "_data",
 }
 _RESUMABLE = ("compare", "train")
+
+# Of a message, in characters.
+_LONGEST = 2000
 
 _OVERVIEW = """\
 usage: sevo-jax COMMAND [OPTIONS]
@@ -55,49 +59,78 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 2 after an error of the user, 1 after training that
-      diverged, each with one line on stderr; 130 after an interrupt.
+      diverged, each with one line on stderr; 130 after an interrupt, 141 where nobody
+      reads the output.
 
     Raises:
       SystemExit: from ``--help`` (0) and options that do not parse (2).
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(_OVERVIEW, end="")
-        return 0
-    if args[0] == "--version":
-        from sevo_jax import __version__
-
-        print(f"sevo-jax {__version__}")
-        return 0
-    if args[0] not in _COMMANDS:
-        return _fail(f"there is no command {args[0]!r}: choose {', '.join(_COMMANDS)}")
-    return _run(args)
-
-
-def _run(args: list[str]) -> int:
-    name, *rest = args
+    _open_streams()
     try:
-        module = importlib.import_module(f"{__name__}.{_COMMANDS[name]}")
-        getattr(module, name)(rest)
+        _run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _interrupted(args)
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain once more when
-        # it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has had enough.
+        _drop_output()
         return 141
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "sevo_jax":
+            raise
+        return _fail(
+            f'{error.name} is not installed: pip install "sevo-jax[train]" has all '
+            "that the commands need"
+        )
     except FloatingPointError as error:
         return _fail(str(error), status=1)
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.filename is not None:
+            return _fail(f"{error.filename}: {error.strerror}")
+        if error.errno is None or not _is_ours(error):
             return _fail(str(error))
-        return _fail(f"{error.filename}: {error.strerror}")
+        # Files have names.
+        _drop_output()
+        return _fail(f"standard output: {error.strerror}")
     except (TypeError, ValueError) as error:
         if not _is_ours(error):
             raise
         return _fail(str(error))
     return 0
+
+
+def _run(args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(_OVERVIEW, end="")
+    elif args[0] == "--version":
+        from sevo_jax import __version__
+
+        print(f"sevo-jax {__version__}")
+    elif args[0] in _COMMANDS:
+        name, *rest = args
+        module = importlib.import_module(f"{__name__}.{_COMMANDS[name]}")
+        getattr(module, name)(rest)
+    else:
+        raise ValueError(
+            f"there is no command {args[0]!r:.80}: choose {', '.join(_COMMANDS)}"
+        )
+
+
+def _open_streams() -> None:
+    """Makes sure that output can be written, whatever the process was given."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # Closed.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            # Where there is no "±", a code for it is better than no table.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Spares what is left of the output the flush at exit, which would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted(args: list[str]) -> int:
@@ -120,6 +153,8 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    line = " ".join(message.split())
+    line = " ".join(message[:_LONGEST].split())
+    if len(message) > _LONGEST:
+        line += " ..."
     print(f"sevo-jax: error: {line}", file=sys.stderr)
     return status

@@ -72,7 +72,8 @@ class Compare(RecipeOptions):
         option("Folder for the results.", "DIR", "runs/compare-MODEL-DATA"),
     ] = None
     resume: Annotated[
-        bool, option("Go on with a comparison that was stopped, or add to one.")
+        tyro.conf.FlagCreatePairsOff[bool],
+        option("Go on with a comparison that was stopped, or add to one."),
     ] = False
     optimizer: tyro.conf.OmitArgPrefixes[SharedOptimizer]
 

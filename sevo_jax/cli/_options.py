@@ -105,5 +105,5 @@ def parse(
         description=inspect.getdoc(command),
         args=list(args),
         default=default,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        config=(tyro.conf.HelptextFromCommentsOff,),
     )

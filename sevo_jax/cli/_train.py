@@ -59,7 +59,9 @@ class Train(RecipeOptions):
         Path | None,
         option("Folder of the run.", "DIR", "runs/MODEL-DATA-OPTIMIZER-seedN"),
     ] = None
-    resume: Annotated[bool, option("Go on with a run that was stopped.")] = False
+    resume: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool], option("Go on with a run that was stopped.")
+    ] = False
     profile: Annotated[
         Path | None,
         option(
