@@ -547,3 +547,17 @@ def check_num_layers(num_layers: Any) -> int:
     if value < 0:
         raise ValueError(f"num_layers must be at least 0, got {value}")
     return value
+
+
+def check_every(every: Any) -> int:
+    """Refuses a period that is traced, fractional or below 1."""
+    try:
+        value = operator.index(every)
+    except TypeError:
+        raise TypeError(
+            f"every must be a Python int, got {every!r}: it shapes the program (with "
+            "optax.inject_hyperparams list 'every' in static_args)"
+        ) from None
+    if value < 1:
+        raise ValueError(f"every must be at least 1, got {value}")
+    return value

@@ -35,6 +35,7 @@ def sevo_adamw(
     num_layers: int = 3,
     approximation: Approximation = "neumann",
     rescale: bool = True,
+    every: int = 1,
     moment_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW enhanced by SEvo, Algorithm 1 of the paper.
@@ -64,6 +65,7 @@ def sevo_adamw(
       num_layers: number of hops; static.
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
+      every: propagate once in so many updates; see :func:`scale_by_sevo`.
       moment_correction: ``False`` gives the tables plain Adam moments.
 
     Returns:
@@ -115,7 +117,12 @@ def sevo_adamw(
     return optax.chain(
         moments,
         scale_by_sevo(
-            bound, beta, num_layers, approximation=approximation, rescale=rescale
+            bound,
+            beta,
+            num_layers,
+            approximation=approximation,
+            rescale=rescale,
+            every=every,
         ),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -136,6 +143,7 @@ def sevo_adam(
     num_layers: int = 3,
     approximation: Approximation = "neumann",
     rescale: bool = True,
+    every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam enhanced by SEvo, Algorithm 3 of the paper.
 
@@ -157,6 +165,7 @@ def sevo_adam(
       num_layers: number of hops; static.
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
+      every: propagate once in so many updates; see :func:`scale_by_sevo`.
 
     Returns:
       The optimizer; its ``update`` takes ``graphs=``, keyword-only.
@@ -178,7 +187,12 @@ def sevo_adam(
         _coupled_decay(weight_decay),
         optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype),
         scale_by_sevo(
-            graphs, beta, num_layers, approximation=approximation, rescale=rescale
+            graphs,
+            beta,
+            num_layers,
+            approximation=approximation,
+            rescale=rescale,
+            every=every,
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -195,6 +209,7 @@ def sevo_sgd(
     num_layers: int = 3,
     approximation: Approximation = "neumann",
     rescale: bool = True,
+    every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with momentum enhanced by SEvo, Algorithm 2 of the paper.
 
@@ -211,6 +226,7 @@ def sevo_sgd(
       num_layers: number of hops; static.
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
+      every: propagate once in so many updates; see :func:`scale_by_sevo`.
 
     Returns:
       The optimizer; its ``update`` takes ``graphs=``, keyword-only.
@@ -232,7 +248,12 @@ def sevo_sgd(
         _coupled_decay(weight_decay),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         scale_by_sevo(
-            graphs, beta, num_layers, approximation=approximation, rescale=rescale
+            graphs,
+            beta,
+            num_layers,
+            approximation=approximation,
+            rescale=rescale,
+            every=every,
         ),
         optax.scale_by_learning_rate(learning_rate),
     )

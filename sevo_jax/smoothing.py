@@ -84,13 +84,32 @@ def neumann(
     if num_layers == 0 or (isinstance(beta, float) and beta == 0):
         # One term of the series: exactly the identity times its factor.
         return x if rescale else ((1 - beta) * table).astype(dtype)
-    series = 1.0
     out = table
     for _ in range(num_layers):  # Horner's rule: one accumulator, no powers of beta
         out = table + beta * matmul(graph, out)
-        series = 1.0 + beta * series
-    factor = 1.0 / series if rescale else 1.0 - beta
+    factor = neumann_factor(beta, num_layers, rescale=rescale)
     return (factor * out).astype(dtype)
+
+
+def neumann_factor(
+    beta: float | Scalar, num_layers: int, *, rescale: bool = True
+) -> float | Scalar:
+    r"""The factor of the series in :func:`neumann`: of equation (7), or of (6).
+
+    Args:
+      beta: smoothing strength in [0, 1).
+      num_layers: number of hops; static.
+      rescale: ``False`` gives :math:`1 - \beta`.
+
+    Returns:
+      :math:`1 / \sum_{l=0}^{L} \beta^l`, or :math:`1 - \beta`.
+    """
+    if not rescale:
+        return 1.0 - beta
+    series = 1.0
+    for _ in range(num_layers):
+        series = 1.0 + beta * series
+    return 1.0 / series
 
 
 def iterative(

@@ -19,7 +19,7 @@ from sevo_jax._leaves import (
     prepare_graphs,
     replace_graphs,
 )
-from sevo_jax._sparse import GraphOperator, check_beta, check_num_layers
+from sevo_jax._sparse import GraphOperator, check_beta, check_every, check_num_layers
 
 Approximation = Literal["neumann", "iterative"]
 
@@ -29,9 +29,13 @@ class ScaleBySevoState(NamedTuple):
 
     Attributes:
       count: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
+      pending: with ``every`` above 1, what has not gone to the neighbours yet: a tree
+        like the updates, :class:`optax.MaskedNode` in place of what no graph names.
+        Empty otherwise.
     """
 
     count: jax.typing.ArrayLike
+    pending: optax.Updates = ()
 
 
 def scale_by_sevo(
@@ -41,6 +45,7 @@ def scale_by_sevo(
     *,
     approximation: Approximation = "neumann",
     rescale: bool = True,
+    every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Smooths the updates of embedding tables over graphs of their rows.
 
@@ -68,6 +73,13 @@ def scale_by_sevo(
         al.), which can reverse an update once ``beta`` reaches 1/2 (Theorem 1).
       rescale: with ``"neumann"``, ``False`` gives equation (6), smaller by the factor
         :math:`1 - \beta^{L+1}`.
+      every: propagate once in so many updates :math:`k`; static. The smoothing is
+        linear: its local term (:math:`l = 0`) acts at every update, and what goes to
+        neighbours is summed and propagated in each :math:`k`-th. Over these
+        :math:`k` updates the sum is that of ``every=1``, at about :math:`1 / k` of
+        the cost, for one more array the size of each table. What changes with time
+        (a schedule of ``beta``, a learning rate behind it) acts on the sum at the
+        time it is propagated.
 
     Returns:
       A transformation. Its ``update`` takes ``graphs=``, keyword-only: graphs with the
@@ -100,6 +112,7 @@ def scale_by_sevo(
         raise ValueError(
             f"approximation must be 'neumann' or 'iterative', got {approximation!r}"
         )
+    every = check_every(every)
     bound = prepare_graphs(graphs)
 
     def smooth(graph: GraphOperator, table: jax.Array, strength: Any) -> jax.Array:
@@ -107,9 +120,22 @@ def scale_by_sevo(
             return smoothing.iterative(graph, table, strength, num_layers)
         return smoothing.neumann(graph, table, strength, num_layers, rescale=rescale)
 
+    def local(strength: Any) -> Any:
+        """The factor of the term that stays in place."""
+        if approximation == "iterative":
+            return 1.0 if num_layers == 0 else 1.0 - strength
+        return smoothing.neumann_factor(strength, num_layers, rescale=rescale)
+
     def init(params: optax.Params) -> ScaleBySevoState:
-        find_tables(params, bound)
-        return ScaleBySevoState(count=jnp.zeros([], jnp.int32))
+        tables = find_tables(params, bound)
+        count = jnp.zeros([], jnp.int32)
+        if every == 1:
+            return ScaleBySevoState(count)
+        leaves, treedef = jax.tree.flatten(params)
+        pending: list[Any] = [optax.MaskedNode()] * len(leaves)
+        for i in (i for table in tables for i in table.leaves):
+            pending[i] = jnp.zeros_like(leaves[i])
+        return ScaleBySevoState(count, treedef.unflatten(pending))
 
     def update(
         updates: optax.Updates,
@@ -123,23 +149,80 @@ def scale_by_sevo(
         operators = replace_graphs(bound, graphs)
         strength = beta(state.count) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
-        for table in find_tables(updates, operators):
-            parts = [
-                leaves[i].T if table.transposed else leaves[i] for i in table.leaves
-            ]
-            stacked = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-            smoothed = smooth(operators[table.key], stacked, strength)
-            start = 0
-            for i, part in zip(table.leaves, parts, strict=True):
-                # Not by indexing, which outside jit refuses rows on an explicit mesh.
-                rows = jax.lax.slice_in_dim(smoothed, start, start + len(part))
-                rows = rows.astype(part.dtype)
-                leaves[i] = rows.T if table.transposed else rows
-                start += len(part)
+        tables = find_tables(updates, operators)
+
+        def smoothed(leaves: list[Any]) -> list[Any]:
+            """The leaves, those of tables smoothed."""
+            leaves = list(leaves)
+            for table in tables:
+                parts = [
+                    leaves[i].T if table.transposed else leaves[i] for i in table.leaves
+                ]
+                stacked = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+                whole = smooth(operators[table.key], stacked, strength)
+                start = 0
+                for i, part in zip(table.leaves, parts, strict=True):
+                    # Not by indexing, which outside jit refuses rows on an explicit
+                    # mesh.
+                    rows = jax.lax.slice_in_dim(whole, start, start + len(part))
+                    rows = rows.astype(part.dtype)
+                    leaves[i] = rows.T if table.transposed else rows
+                    start += len(part)
+            return leaves
+
         count = optax.safe_increment(state.count)
-        return treedef.unflatten(leaves), ScaleBySevoState(count=count)
+        if every == 1:
+            return treedef.unflatten(smoothed(leaves)), ScaleBySevoState(count)
+        if isinstance(state.pending, tuple) and not state.pending:
+            raise ValueError(
+                f"the state has no pending updates, but every is {every}: it was made "
+                "with every=1; start from the state of init"
+            )
+        due = state.count % every == every - 1
+        positions = [i for table in tables for i in table.leaves]
+        waiting = treedef.flatten_up_to(state.pending)
+        factor = local(strength)
+
+        def propagate(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            table_sums: list[Any] = [None] * len(leaves)
+            for i, each in zip(positions, sums, strict=True):
+                table_sums[i] = each
+            whole = smoothed(table_sums)
+            gone = [
+                # Of several runs under one vmap those that are due.
+                jnp.where(due, whole[i] - (factor * each).astype(each.dtype), 0)
+                for i, each in zip(positions, sums, strict=True)
+            ]
+            return gone, [jnp.where(due, 0, each) for each in sums]
+
+        def wait(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            return [jnp.zeros_like(each) for each in sums], sums
+
+        sums = [waiting[i] + leaves[i] for i in positions]
+        gone, sums = jax.lax.cond(_any(due), propagate, wait, sums)
+        for i, each, left in zip(positions, gone, sums, strict=True):
+            leaves[i] = (factor * leaves[i]).astype(leaves[i].dtype) + each
+            waiting[i] = left
+        return treedef.unflatten(leaves), ScaleBySevoState(
+            count, treedef.unflatten(waiting)
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.custom_batching.custom_vmap
+def _any(condition: jax.Array) -> jax.Array:
+    """Whether a condition holds; under ``vmap``, whether it does for any.
+
+    So a branch stays a branch, where ``vmap`` would take both.
+    """
+    return condition
+
+
+@_any.def_vmap
+def _any_of_many(axis_size: int, in_batched: list[bool], condition: jax.Array):
+    del axis_size
+    return _any(jnp.any(condition, axis=0) if in_batched[0] else condition), False
 
 
 def scale_by_moment_corrected_adam(

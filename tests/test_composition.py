@@ -265,7 +265,7 @@ def test_single_adjacency_for_a_bare_array(case, reference):
 
 
 def test_inject_hyperparams(case, reference):
-    static = {"num_layers"} if case.smooths else {"row_axis"}
+    static = {"num_layers", "every"} if case.smooths else {"row_axis"}
     tx = optax.inject_hyperparams(case.factory, static_args=static)(**case.arguments)
     updates, state = run(tx, case.params(), case.gradients())
     assert_close(updates, reference[0], rtol=1e-5, atol=1e-6)
@@ -280,7 +280,7 @@ def test_inject_hyperparams(case, reference):
 
 def test_inject_hyperparams_follows_a_schedule_of_beta():
     case = CASES["adamw"]
-    tx = optax.inject_hyperparams(sevo.sevo_adamw, static_args=("num_layers",))(
+    tx = optax.inject_hyperparams(sevo.sevo_adamw, static_args=("num_layers", "every"))(
         **{**case.arguments, "beta": _decreasing_beta}
     )
     updates, state = run(tx, case.params(), case.gradients())

@@ -51,7 +51,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "adam": lambda graphs: sevo.sevo_adam(0.05, graphs, weight_decay=0.1),
     "sgd": lambda graphs: sevo.sevo_sgd(0.05, graphs, momentum=0.9, nesterov=True),
     "wrapped": lambda graphs: optax.apply_if_finite(
-        optax.inject_hyperparams(sevo.sevo_adamw, static_args=("num_layers",))(
+        optax.inject_hyperparams(sevo.sevo_adamw, static_args=("num_layers", "every"))(
             0.05, graphs
         ),
         max_consecutive_errors=2,

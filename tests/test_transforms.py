@@ -461,3 +461,78 @@ def test_chained_after_adam_it_smooths_the_direction(adjacency, oracle, rng):
         (*_, out), _ = run(chained, gradients)
     expected = oracle.neumann(adjacency, np.asarray(direction, np.float64), 0.99, 3)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
+
+
+# Propagation once in several updates
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rescale": False}, {"approximation": "iterative"}],
+    ids=["rescaled", "unscaled", "iterative"],
+)
+def test_a_window_comes_to_the_same(num_layers, options, x64, rng):
+    graph = sevo.graphs.cooccurrence([rng.integers(0, 20, 8) for _ in range(9)], 20)
+    params = {"table": jnp.zeros((20, 3)), "bias": jnp.zeros(2)}
+    options = {"beta": 0.7, "num_layers": num_layers, **options}
+    at_once = sevo.scale_by_sevo({"table": graph}, **options)
+    in_windows = sevo.scale_by_sevo({"table": graph}, every=4, **options)
+    states = at_once.init(params), in_windows.init(params)
+    total = np.zeros((2, 20, 3))
+    for step in range(12):
+        updates = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+        results = [
+            tx.update(updates, state)
+            for tx, state in zip((at_once, in_windows), states, strict=True)
+        ]
+        states = tuple(state for _, state in results)
+        total += [np.asarray(smoothed["table"]) for smoothed, _ in results]
+        for smoothed, _ in results:
+            np.testing.assert_array_equal(smoothed["bias"], updates["bias"])
+        apart = np.abs(total[0] - total[1]).max()
+        if step % 4 == 3:
+            assert apart < 1e-14
+            assert not np.any(states[1].pending["table"])
+        elif num_layers:
+            assert apart > 1e-3
+
+
+def test_several_runs_under_one_vmap_branch_as_one():
+    graph = sevo.graphs.cooccurrence([[0, 1, 2, 3]], num_items=4)
+    tx = sevo.scale_by_sevo({"table": graph}, every=2)
+    state = tx.init({"table": jnp.ones((4, 2))})
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    # One run is a step ahead of the other: neither is propagated too soon.
+    states = states._replace(count=jnp.array([0, 1]))
+    updates = {"table": jnp.arange(16.0).reshape(2, 4, 2)}
+    together = jax.jit(jax.vmap(tx.update))
+    jaxpr = str(jax.make_jaxpr(jax.vmap(tx.update))(updates, states))
+    assert "cond[" in jaxpr
+    for _ in range(3):
+        smoothed, after = together(updates, states)
+        for run in range(2):
+            one = jax.tree.map(lambda leaf, run=run: leaf[run], (updates, states))
+            expected = tx.update(*one)
+            actual = jax.tree.map(lambda leaf, run=run: leaf[run], (smoothed, after))
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+                actual,
+                expected,
+            )
+        states = after
+
+
+def test_a_state_of_every_step_is_refused_by_windows():
+    graph = sevo.graphs.cooccurrence([[0, 1, 2, 3]], num_items=4)
+    updates = {"table": jnp.ones((4, 2))}
+    state = sevo.scale_by_sevo({"table": graph}).init(updates)
+    with pytest.raises(ValueError, match="no pending updates, but every is 3"):
+        sevo.scale_by_sevo({"table": graph}, every=3).update(updates, state)
+
+
+@pytest.mark.parametrize("every, error", [(0, ValueError), (1.5, TypeError)])
+def test_a_period_is_a_positive_int(every, error):
+    graph = sevo.graphs.cooccurrence([[0, 1]], num_items=2)
+    with pytest.raises(error, match="every must be"):
+        sevo.scale_by_sevo(graph, every=every)

@@ -21,7 +21,14 @@ SEVO: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
 # What a parameter of these names means is the same all over optax. `beta` is not:
 # there it is a momentum.
 _COMMON = ("learning_rate", "weight_decay", "b1", "b2", "momentum")
-_SMOOTHING = ("beta", "num_layers", "approximation", "rescale", "moment_correction")
+_SMOOTHING = (
+    "beta",
+    "num_layers",
+    "approximation",
+    "rescale",
+    "every",
+    "moment_correction",
+)
 
 
 def optimizer_names() -> list[str]:

@@ -44,6 +44,8 @@ class OptimizerConfig:
     """Form of the smoothing: the paper's series, or the iteration it improves on."""
     rescale: bool = True
     """Whether the series has the factor of Eq. 7; without it, it is Eq. 6."""
+    every: int = 1
+    """How many steps share one propagation of SEvo, at least 1."""
     moment_correction: bool = True
     """Whether sevo_adamw corrects the moments of rows without gradient (Theorem 3)."""
 
@@ -58,6 +60,7 @@ class OptimizerConfig:
         in_range = self.momentum is None or 0 <= self.momentum < 1
         _checks.require_field(self, "momentum", in_range, "in [0, 1) or None")
         _checks.at_least(self, 0, "num_layers")
+        _checks.at_least(self, 1, "every")
         _checks.one_of(self, "approximation", ("neumann", "iterative"))
 
 
