@@ -3,20 +3,17 @@
 import ctypes
 import functools
 import json
-import math
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sevo_jax import GraphOperator
+from sevo_jax import GraphOperator, _timing
 
 RESULTS = Path(__file__).parent / "results"
 # For `paper`, which holds the backbones and the data sets. It is not imported here:
@@ -88,63 +85,15 @@ def keep_freed_memory() -> None:
                 raise RuntimeError(f"mallopt({parameter}, {value}) failed")
 
 
-def time_in_turns(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    calls: int = 1,
-    at_most: float = math.inf,
-) -> dict[str, dict[str, float]]:
-    """Seconds of each candidate, which take turns, in every turn `calls` times.
-
-    Taking turns exposes all of them to the same drift of a shared machine. The first
-    call, which compiles, is not counted, nor is the first of several in a turn, which
-    finds the caches full of another candidate's data. Calls of more than 0.1 s, to
-    which that makes no difference, are made once a turn and all counted. No round
-    begins after `at_most` seconds. On an accelerator, calls queue up for 5 ms before
-    they are waited for, as they do in use, and each counts its share.
-
-    Returns:
-      For each candidate the minimum, median and maximum.
-    """
-    queued = dict.fromkeys(candidates, 1)
-
-    def once(name: str) -> float:
-        start = clock()
-        result = None
-        for _ in range(queued[name]):
-            result = candidates[name]()
-        wait(result)
-        return (clock() - start) / queued[name]
-
-    begin = time.perf_counter()
-    seconds: dict[str, list[float]] = {}
-    turns = {}
-    for name in candidates:
-        once(name)
-        single = once(name)
-        turns[name] = calls if single < 0.1 else 1
-        seconds[name] = [] if single < 0.1 else [single]
-        if jax.default_backend() != "cpu":
-            queued[name] = min(50, math.ceil(5e-3 / single))
-    for _ in range(rounds):
-        for name, count in turns.items():
-            times = [once(name) for _ in range(count)]
-            seconds[name] += times[1:] or times
-        if time.perf_counter() - begin > at_most:
-            break
-    return {
-        name: {"min": min(s), "median": statistics.median(s), "max": max(s)}
-        for name, s in seconds.items()
-    }
-
-
 def wait(result: object) -> None:
     """Until an array of JAX, or whatever PyTorch has been given to do, is there."""
     jax.block_until_ready(result)
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+time_in_turns = functools.partial(_timing.time_in_turns, clock=clock, wait=wait)
 
 
 class Bandwidth:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from sevo_jax._files import replace_text
-from sevo_jax.training.epoch import train_epoch
+from sevo_jax._timing import time_in_turns
 from sevo_jax.training.identity import versions
 from sevo_jax.training.mesh import split_batches
 from sevo_jax.training.optimizers import SEVO, make_optimizer
@@ -184,7 +181,7 @@ def partial_optimizers(
 ) -> dict[str, optax.GradientTransformationExtraArgs]:
     """For each phase an optimizer with which an epoch has it and those before it.
 
-    The compiler leaves out of `train_epoch` what the optimizer has no use for. The
+    The compiler leaves out of an epoch what the optimizer has no use for. The
     last one is the trainer's own. SEvo's optimizers are taken apart, less what they do
     not have; what others do is one phase, `optimizer`.
     """
@@ -209,27 +206,6 @@ def partial_optimizers(
     return {**partial, phases[config]: trainer.optimizer}
 
 
-def time_in_turns(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Minimum, median and maximum of the seconds of each candidate.
-
-    Taking turns exposes all of them to the same drift of a shared machine. The first
-    round, which compiles, is not counted.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for count in range(rounds + 1):
-        for name, call in candidates.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if count:
-                seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"min": min(s), "median": statistics.median(s), "max": max(s)}
-        for name, s in seconds.items()
-    }
-
-
 class _Epoch:
     """An epoch with an optimizer, over and over; each goes on from the one before."""
 
@@ -240,23 +216,19 @@ class _Epoch:
         self.state = trainer.start(seed, optimizer)
 
     def __call__(self) -> Any:
-        state, losses = train_epoch(
-            self._program,
+        self.state, losses = self._trainer.train_epoch(
             self.state,
             self._batches,
-            self._trainer.graphs,
-            np.uint32(self._seed),
-            np.int32(0),
+            seed=self._seed,
+            epoch=0,
+            program=self._program,
         )
-        self.state = self._trainer.place(state)
         return self.state, losses
 
 
 def _draw(trainer: Trainer, seed: int) -> Callable[[], Any]:
     """Draws the first epoch, anew at every call."""
-    epochs = trainer.new_model(seed).epochs(
-        trainer.split.train, batch_size=trainer.recipe.batch_size, seed=seed
-    )
+    epochs = trainer.epochs(seed)
     return lambda: split_batches(trainer.mesh, epochs[0])
 
 

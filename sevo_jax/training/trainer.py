@@ -26,6 +26,7 @@ from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS, Recommender
+from sevo_jax.samples import Epochs
 from sevo_jax.training.epoch import (
     Graphs,
     Program,
@@ -276,6 +277,45 @@ class Trainer:
         opt_state = (optimizer or self.optimizer).init(params)
         return self.place(TrainState(params, carried, opt_state))
 
+    def epochs(self, seed: int) -> Epochs:
+        """The epochs that a run with `seed` trains on."""
+        return self.new_model(seed).epochs(
+            self.split.train, batch_size=self.recipe.batch_size, seed=seed
+        )
+
+    def train_epoch(
+        self,
+        state: TrainState,
+        batches: Any,
+        *,
+        seed: int,
+        epoch: int,
+        program: Program | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, " steps"]]]:
+        """Trains over the batches of an epoch.
+
+        Args:
+          state: donated.
+          batches: an entry of `epochs`, or one put on the devices by `split_batches`.
+          seed: seed of the run.
+          epoch: number of the epoch.
+          program: in place of the trainer's own.
+
+        Returns:
+          The new state, and `"loss"` and its parts at each step, by name.
+        """
+        state, losses = train_epoch(
+            program or self.program,
+            state,
+            batches,
+            self.graphs,
+            np.uint32(seed),
+            np.int32(epoch),
+        )
+        # Where the compiler has split more than the tables, undo it: the next epoch is
+        # compiled for the placement of the first.
+        return self.place(state), losses
+
     def model(self, state: TrainState) -> Recommender:
         """The model in a state of its training."""
         graphdef, graphs = self.program.graphdef, self.graphs.model
@@ -353,11 +393,7 @@ class Trainer:
     def _loop(self, runs: Sequence[Run], stop: int) -> None:
         """Trains runs that are at the same epoch up to the epoch `stop`."""
         recipe = self.recipe
-        model = self.new_model(0)
-        epochs = [
-            model.epochs(self.split.train, batch_size=recipe.batch_size, seed=run.seed)
-            for run in runs
-        ]
+        epochs = [self.epochs(run.seed) for run in runs]
 
         def draw(epoch):
             drawn = _same_shapes([each[epoch] for each in epochs])
@@ -376,13 +412,8 @@ class Trainer:
         began = time.perf_counter()
         first, epoch = runs[0], runs[0].progress.epoch
         if len(runs) == 1:
-            state, losses = train_epoch(
-                self.program,
-                first.state,
-                batches[0],
-                self.graphs,
-                np.uint32(first.seed),
-                np.int32(epoch),
+            state, losses = self.train_epoch(
+                first.state, batches[0], seed=first.seed, epoch=epoch
             )
             states = [state]
             losses = {name: values[None] for name, values in losses.items()}
@@ -395,10 +426,9 @@ class Trainer:
                 np.array([run.seed for run in runs], np.uint32),
                 np.int32(epoch),
             )
-        # Where the compiler has split more than the tables, undo it: the next epoch is
-        # compiled for the placement of the first.
+            states = [self.place(state) for state in states]
         for run, state in zip(runs, states, strict=True):
-            run.state = self.place(state)
+            run.state = state
         fetched = {
             name: fetch(self.mesh, values).astype(np.float64)
             for name, values in losses.items()

@@ -19,7 +19,6 @@ from sevo_jax.training.profiling import (
     measure_phases,
     partial_optimizers,
     profile,
-    time_in_turns,
     write_trace,
 )
 
@@ -191,20 +190,6 @@ def test_every_model_has_an_epoch_for_each_phase(model, tiny_recipe, tiny_split)
 
 
 # The numbers
-
-
-def test_candidates_take_turns_and_the_first_is_not_counted(monkeypatch):
-    called = []
-    # Read once a call of the first round, then twice: 1 second for a; 2, 4, 9 for b.
-    clock = iter(np.cumsum([0, 100, 0, 1, 0, 2, 0, 1, 0, 4, 0, 1, 0, 9]).tolist())
-    counter = SimpleNamespace(perf_counter=lambda: next(clock))
-    monkeypatch.setattr(profile_module, "time", counter)
-    candidates = {name: lambda name=name: called.append(name) for name in "ab"}
-    assert time_in_turns(candidates, rounds=3) == {
-        "a": {"min": 1, "median": 1, "max": 1},
-        "b": {"min": 2, "median": 4, "max": 9},
-    }
-    assert "".join(called) == "abababab"
 
 
 def test_phases_are_differences_shown_as_they_are(mf_trainer, monkeypatch):
