@@ -21,7 +21,7 @@ import argparse
 from typing import Any
 
 import jax
-from candidates import JaxRun, TorchRun, device_name, new_model, torch_device
+from candidates import JaxRun, TorchRun, device_name, torch_device
 from harness import save, time_in_turns
 from matplotlib.figure import Figure
 from paper import BACKBONES, load, recipe_of
@@ -29,6 +29,7 @@ from torch_models import check
 
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.reports import plots
+from sevo_jax.training import Trainer
 
 TORCH, ADAMW, SEVO = "PyTorch, AdamW", "sevo_jax, AdamW", "sevo_jax, SEvo-AdamW"
 COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
@@ -39,13 +40,15 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds of each candidate to train an epoch and to rank all users."""
     plain, sevo = (
-        recipe_of(backbone, "beauty", name) for name in ("adamw", "sevo_adamw")
+        Trainer(recipe_of(backbone, "beauty", name), split)
+        for name in ("adamw", "sevo_adamw")
     )
-    torch_run = TorchRun(plain, split, device, max_steps=torch_steps)
+    check(plain.new_model(0), split.train)
+    torch_run = TorchRun(plain, device, max_steps=torch_steps)
     runs = {
         TORCH: torch_run,
-        ADAMW: JaxRun(plain, split),
-        SEVO: JaxRun(sevo, split),
+        ADAMW: JaxRun(plain),
+        SEVO: JaxRun(sevo),
     }
     training, ranking = (
         time_in_turns(calls, rounds=rounds)
@@ -145,10 +148,6 @@ def main() -> None:
             parser.error(f"--only {start}: choose of {', '.join(BACKBONES)}")
     chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
     split = load("beauty")
-
-    recipes = [recipe_of(name, "beauty", "adamw") for name in chosen]
-    for recipe in {recipe.model: recipe for recipe in recipes}.values():
-        check(new_model(recipe, split), split.train)
 
     devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {device_name(device)}"
     print(f"{devices}; seconds, and how many times faster than PyTorch")

@@ -1,4 +1,4 @@
-"""What the training benchmarks time: a recipe in sevo_jax, and in plain PyTorch.
+"""What the training benchmarks time: a trainer of sevo_jax, and plain PyTorch.
 
 A candidate trains an epoch with `train` and ranks all users with `evaluate`.
 """
@@ -20,33 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from flax import nnx
-from sevo_jax.training.graph import build_graph
 from torch_models import copy_of
 
-import sevo_jax as sevo
-from sevo_jax import models
-from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator
-from sevo_jax.training import Recipe, make_optimizer
-from sevo_jax.training.epoch import TrainState, train_epoch
-from sevo_jax.training.mesh import (
-    make_mesh,
-    row_sharding,
-    split_batches,
-    split_tables,
-)
-
-
-def new_model(recipe: Recipe, split: LeaveOneOut) -> Any:
-    """The recipe's model at its start, the same for all candidates."""
-    return models.make(
-        recipe.model,
-        split.num_users,
-        split.num_items,
-        recipe.architecture,
-        rngs=nnx.Rngs(0),
-    )
+from sevo_jax.training import Trainer
+from sevo_jax.training.mesh import row_sharding, split_batches
 
 
 class JaxRun:
@@ -56,19 +34,15 @@ class JaxRun:
     before is trained; `train` ends when both are done.
     """
 
-    def __init__(self, recipe: Recipe, split: LeaveOneOut):
-        self.mesh = make_mesh()
-        model = new_model(recipe, split)
-        graph = sevo.prepare(build_graph(recipe.graph, split, model.item_offset))
-        graph = split_tables(self.mesh, graph, ())
-        self.graphs = {key: graph for key in model.smoothed[recipe.graph.kind]}
-        self.optimizer = make_optimizer(recipe.optimizer, self.graphs)
-        self.graphdef, params = nnx.split(model)
-        state = TrainState(params, self.optimizer.init(params))
-        self.state = split_tables(self.mesh, state, ())
-        self.epochs = model.epochs(split.train, batch_size=recipe.batch_size, seed=0)
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.state = trainer.start(0)
+        self.epochs = trainer.epochs(0)
         self.evaluator = Evaluator(
-            model, split, "valid", sharding=row_sharding(self.mesh)
+            trainer.new_model(0),
+            trainer.split,
+            "valid",
+            sharding=row_sharding(trainer.mesh),
         )
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.epoch = 0
@@ -80,28 +54,24 @@ class JaxRun:
 
     def load(self, epoch: int) -> Any:
         """The batches of an epoch, on the device."""
-        return jax.block_until_ready(split_batches(self.mesh, self.draw(epoch)))
+        batches = split_batches(self.trainer.mesh, self.draw(epoch))
+        return jax.block_until_ready(batches)
 
     def train(self) -> jax.Array:
         """Trains an epoch and returns the loss of each step."""
         following = self.pool.submit(self.load, self.epoch + 1)
-        self.state, losses = train_epoch(
-            self.graphdef,
-            self.optimizer,
-            self.state,
-            self.batches,
-            self.graphs,
-            np.uint32(0),
-            np.int32(self.epoch),
+        self.state, losses = self.trainer.train_epoch(
+            self.state, self.batches, seed=0, epoch=self.epoch
         )
-        losses.block_until_ready()
+        losses["loss"].block_until_ready()
         self.epoch += 1
         self.batches = following.result()
-        return losses
+        return losses["loss"]
 
     def evaluate(self) -> float:
         """Ranks the validation items and returns their NDCG@10."""
-        return self.evaluator(nnx.merge(self.graphdef, self.state.params))["NDCG@10"]
+        model = self.trainer.model(self.state)
+        return self.evaluator(model.for_ranking())["NDCG@10"]
 
 
 class TorchRun:
@@ -111,8 +81,7 @@ class TorchRun:
     that is JAX's default there.
 
     Args:
-      recipe: what to train; its optimizer's name and its graph make no difference.
-      split: the data.
+      trainer: of sevo_jax; its optimizer's name and its graph make no difference.
       device: "cpu" or "cuda".
       max_steps: how many steps of an epoch `train` does, on so large a random part of
         the samples; None for all.
@@ -123,15 +92,15 @@ class TorchRun:
 
     def __init__(
         self,
-        recipe: Recipe,
-        split: LeaveOneOut,
+        trainer: Trainer,
         device: str = "cpu",
         *,
         max_steps: int | None = None,
     ):
+        recipe, split = trainer.recipe, trainer.split
         self.split, self.device = split, device
         torch.manual_seed(0)
-        self.model = copy_of(new_model(recipe, split)).to(device)
+        self.model = copy_of(trainer.new_model(0)).to(device)
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -169,6 +138,7 @@ class TorchRun:
     def train(self) -> float:
         """Trains an epoch, or the part of it, and returns the last loss."""
         self.model.train()
+        loss: Any = None
         for batch in self.batches():
             batch = [
                 torch.as_tensor(part).to(self.device, non_blocking=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import save
+from harness import peak_bytes, save
 
 import sevo_jax as sevo
 from sevo_jax.data import Sequences, stream
@@ -64,10 +64,8 @@ def timed(call: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, di
         "seconds": time.perf_counter() - start,
         "processor seconds": time.process_time() - cpu,
     }
-    status = Path("/proc/self/status").read_text().splitlines()
-    sizes = {line.split(":")[0]: line.split()[1] for line in status if "kB" in line}
     # Of the whole process, with JAX and Arrow, and the pages of mapped files.
-    return value, took | {"peak MiB": int(sizes["VmHWM"]) / 1024}
+    return value, took | {"peak MiB": peak_bytes() / 2**20}
 
 
 def read(file: Path, graph: Path) -> dict:
@@ -127,8 +125,10 @@ def run(stage: Callable[..., dict], file: Path, graph: Path) -> dict:
     return outcome
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--millions", type=int, default=100)
     millions = parser.parse_args().millions
     results: dict = {"interactions": millions * DRAWN, "users": millions * USERS}
@@ -146,3 +146,7 @@ if __name__ == "__main__":
     for title in ("seconds", "processor seconds"):
         speed = results["interactions"] / built[title] / 1e6
         print(f"{speed:.1f} million interactions per {title.removesuffix('s')}")
+
+
+if __name__ == "__main__":
+    main()

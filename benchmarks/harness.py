@@ -2,6 +2,8 @@
 
 import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -93,6 +95,17 @@ def wait(result: object) -> None:
         torch.cuda.synchronize()
 
 
+def peak_bytes() -> int:
+    """Largest resident size so far (Linux).
+
+    Unlike getrusage's, it does not count the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
 time_in_turns = functools.partial(_timing.time_in_turns, clock=clock, wait=wait)
 
 
@@ -138,43 +151,28 @@ def save(name: str, results: object) -> Path:
       Their path: ``NAME-cpu.json``, ``NAME-gpu.json`` or ``NAME-tpu.json``, by
       processor time ``NAME-cpu-processor.json``.
     """
-    import scipy
+    # Not before what is measured has its memory.
+    from sevo_jax.training.identity import machine, versions
+    from sevo_jax.training.mesh import make_mesh
 
-    versions = {"jax": jax.__version__, "numpy": np.__version__}
-    versions |= {"scipy": scipy.__version__, "python": platform.python_version()}
-    try:
-        import torch
-    except ImportError:
-        pass
-    else:
-        versions["torch"] = torch.__version__
-    machine = {
+    others = ("scipy", "torch")
+    machine_of_run = {
         "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "processor": _processor(),
-        "cores": _cores(),
+        **machine(make_mesh()),
         "clock": CLOCK,
-        "versions": versions,
+        "versions": {
+            **versions(),
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in others
+                if importlib.util.find_spec(name)
+            },
+        },
     }
     clock_name = "" if CLOCK == "wall" else f"-{CLOCK}"
     path = RESULTS / f"{name}-{jax.default_backend()}{clock_name}.json"
     path.parent.mkdir(exist_ok=True)
-    content = json.dumps({"machine": machine, "results": results}, indent=2) + "\n"
-    path.write_text(content)
+    content = json.dumps({"machine": machine_of_run, "results": results}, indent=2)
+    path.write_text(content + "\n")
     return path
-
-
-def _cores() -> int | None:
-    """Those that this process may use, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()

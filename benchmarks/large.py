@@ -33,11 +33,11 @@ Writes ``results/large-cpu.json`` and ``.png``, or ``-gpu``.
 
 import argparse
 import functools
-import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -136,8 +136,7 @@ def forget_peak() -> None:
 def peak_bytes() -> int:
     """Of this process, or of the accelerator's memory since the process began."""
     if ON_CPU:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+        return harness.peak_bytes()
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
@@ -245,14 +244,16 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=(10**6, 10**7))
     parser.add_argument("--width", type=int, default=16 if ON_CPU else 64)
     parser.add_argument("--quick", action="store_true", help="100,000 and a million")
     arguments = parser.parse_args()
     sizes = (10**5, 10**6) if arguments.quick else arguments.sizes
     bandwidth = Bandwidth()
-    runs, failed = [], []
+    runs, failed, graph = [], [], None
     print(f"{'nodes':>12} {'d':>4} {'s a step':>9} {'peak GB':>8} {'graph s':>8}")
     for size in sizes:
         start = clock()
@@ -276,6 +277,7 @@ def main() -> None:
             )
             break
     predict(runs, bandwidth)
+    assert graph is not None
     paper = billion(graph)
     for each in runs:
         ratios = {

@@ -93,7 +93,8 @@ class Candidate:
     def __init__(self, step: Step, params, state, graph, gradients):
         def steps(params, state, graph, gradients):
             def body(carry, gradient):
-                return step(*carry, graph, gradient), None
+                params, state = carry
+                return step(params, state, graph, gradient), None
 
             return jax.lax.scan(body, (params, state), gradients)[0]
 
@@ -221,7 +222,9 @@ def draw(measured: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS")
     arguments = parser.parse_args()
     keep_freed_memory()

@@ -12,13 +12,13 @@ in processor seconds, which a shared machine disturbs less. Writes
 """
 
 import argparse
-import statistics
+import functools
 import time
 
 import jax
 import numpy as np
 import scipy.sparse
-from harness import save
+from harness import save, time_in_turns
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 import sevo_jax as sevo
@@ -73,15 +73,11 @@ def measure(communities: bool, rounds: int) -> dict:
     product = jax.jit(matmul)
     for width in (16, 64):
         x = jax.device_put(rng.normal(size=(NODES, width)).astype(np.float32))
-        seconds: dict[str, list[float]] = {name: [] for name in operators}
-        # In turns; the first round compiles.
-        for count in range(rounds + 1):
-            for name, operator in operators.items():
-                start = time.process_time()
-                product(operator, x).block_until_ready()
-                if count:
-                    seconds[name].append(time.process_time() - start)
-        found = {name: summary(times) for name, times in seconds.items()}
+        calls = {
+            name: functools.partial(product, operator, x)
+            for name, operator in operators.items()
+        }
+        found = time_in_turns(calls, rounds=rounds, clock=time.process_time)
         for name, value in found.items():
             value["ratio to shuffled"] = value["median"] / found["shuffled"]["median"]
             shown = (f"{title} {number:.3f}" for title, number in value.items())
@@ -90,12 +86,10 @@ def measure(communities: bool, rounds: int) -> dict:
     return results
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    return {"min": min(times), "median": statistics.median(times), "max": max(times)}
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     results: dict = {"nodes": NODES}
@@ -103,3 +97,7 @@ if __name__ == "__main__":
         print(name, flush=True)
         results[name] = measure(communities, rounds)
         print("written to", save("reordering", results), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,7 +59,7 @@ from sevo_jax._sparse import BCOO, BCSR
 try:
     import torch
 except ImportError:
-    torch = None
+    torch: Any = None
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -350,7 +350,7 @@ def measure(case: Case, graph: sevo.GraphOperator, bandwidth: Bandwidth) -> dict
     candidates, failed = {}, {}
     for name, call in contenders(graph, x, case).items():
         try:
-            result = call()
+            result: Any = call()
             wait(result)
         except RuntimeError as error:  # out of memory, or not to be had on this device
             if name == OURS and "memory" not in str(error).lower():
@@ -452,7 +452,9 @@ def write(measured: list[dict], bandwidth: Bandwidth) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sizes = [10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="NODES")
     parser.add_argument(

@@ -11,74 +11,73 @@ in one program, and the time of each phase of an epoch. Writes
 ``results/training-cpu.json`` or ``-gpu``.
 """
 
+import argparse
 import dataclasses
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-from candidates import JaxRun, TorchRun, new_model
-from harness import save, time_in_turns
-from paper import load
+from candidates import JaxRun, TorchRun
+from harness import peak_bytes, save, time_in_turns
+from paper import load, recipe_of
 from torch_models.samples import packed
 
+from sevo_jax.data import LeaveOneOut
 from sevo_jax.samples import PackedBatch, left_pad
-from sevo_jax.training import RECIPES, Trainer
+from sevo_jax.training import Trainer
 from sevo_jax.training.profiling import format_phases, measure_phases
-
-RECIPE = RECIPES["sasrec-beauty"]
-SPLIT = load("beauty")
 
 
 class Padded(JaxRun):
     """The same compiled step on left-padded frames, one user a row."""
 
     def draw(self, epoch: int) -> PackedBatch:
-        return packed(*padded_frames(self.epochs, epoch))
+        return packed(*padded_frames(self.trainer, self.epochs, epoch))
 
 
-def padded_frames(epochs, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def padded_frames(
+    trainer: Trainer, epochs, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets and negatives, int32 ``[steps, batch, max_len]``, shuffled."""
     rng = np.random.default_rng(epoch)
-    max_len, batch = RECIPE.architecture.max_len, RECIPE.batch_size
-    train = SPLIT.train
-    frames = left_pad(train, max_len + 1)
+    recipe, train = trainer.recipe, trainer.split.train
+    frames = left_pad(train, recipe.architecture.max_len + 1)
     inputs, targets = frames[:, :-1] * (frames[:, :-1] > 0), frames[:, 1:]
     # The frame of the targets starts one item later: no target under a pad.
     targets = np.where(inputs > 0, targets, 0)
     users = np.broadcast_to(np.arange(len(train))[:, None], targets.shape)[targets > 0]
     negatives = np.zeros_like(targets)
     negatives[targets > 0] = epochs.sampler.sample(rng, users) + 1
-    order = np.resize(rng.permutation(len(train)), (epochs.num_steps, batch))
+    order = np.resize(
+        rng.permutation(len(train)), (epochs.num_steps, recipe.batch_size)
+    )
     return inputs[order], targets[order], negatives[order]
 
 
 class TunedTorch(TorchRun):
     """PyTorch on ready-made batches, spared the attention weights nobody reads."""
 
-    def __init__(self):
-        super().__init__(RECIPE, SPLIT)
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer)
         for block in self.model.blocks:
             block.need_weights = False
-        self.epochs = new_model(RECIPE, SPLIT).epochs(
-            SPLIT.train, batch_size=RECIPE.batch_size, seed=0
-        )
+        self.trainer, self.epochs = trainer, trainer.epochs(0)
         self.epoch = 0
 
     def batches(self):
-        frames = padded_frames(self.epochs, self.epoch)
+        frames = padded_frames(self.trainer, self.epochs, self.epoch)
         self.epoch += 1
         return zip(*(part.astype(np.int64) for part in frames))
 
 
-def candidate(name: str):
-    recipe = RECIPE.with_optimizer("sevo_adamw" if "SEvo" in name else "adamw")
+def candidate(name: str, split: LeaveOneOut) -> JaxRun | TorchRun:
+    optimizer = "sevo_adamw" if "SEvo" in name else "adamw"
+    trainer = Trainer(recipe_of("sasrec", "beauty", optimizer), split)
     if name.startswith("packed"):
-        return JaxRun(recipe, SPLIT)
+        return JaxRun(trainer)
     if name.startswith("padded"):
-        return Padded(recipe, SPLIT)
-    return TunedTorch() if "tuned" in name else TorchRun(recipe, SPLIT)
+        return Padded(trainer)
+    return TunedTorch(trainer) if "tuned" in name else TorchRun(trainer)
 
 
 BASELINE = "PyTorch, AdamW"
@@ -93,15 +92,15 @@ NAMES = (
 
 def peak_memory(name: str) -> float:
     """Largest resident size, in MB, of a process that trains and ranks once (Linux)."""
-    result = subprocess.run(
-        [sys.executable, __file__, name], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--once", name]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(result.stdout.split()[-1])
 
 
-def seeds_at_once() -> dict[str, float]:
+def seeds_at_once(trainer: Trainer) -> dict[str, float]:
     """Median seconds of an epoch of SEvo-AdamW alone, and its share of five at once."""
-    trainer = Trainer(dataclasses.replace(RECIPE, epochs=5), SPLIT)
+    recipe = dataclasses.replace(trainer.recipe, epochs=5)
+    trainer = Trainer(recipe, trainer.split)
     alone = trainer.run(progress=False)
     together = trainer.run_together(range(5), progress=False)
     seconds = {
@@ -111,8 +110,25 @@ def seeds_at_once() -> dict[str, float]:
     return seconds | {"times faster": seconds["alone"] / seconds["of five"]}
 
 
+def run_once(name: str, split: LeaveOneOut) -> None:
+    """Trains an epoch, ranks all users, and prints the peak memory in MB."""
+    run = candidate(name, split)
+    run.train()
+    run.evaluate()
+    print(peak_bytes() / 2**20)
+
+
 def main() -> None:
-    runs = {name: candidate(name) for name in NAMES}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--once", choices=NAMES, help="print the peak memory of one")
+    once = parser.parse_args().once
+    split = load("beauty")
+    if once:
+        run_once(once, split)
+        return
+    runs = {name: candidate(name, split) for name in NAMES}
     seconds = time_in_turns({name: run.train for name, run in runs.items()}, rounds=2)
     ranking = time_in_turns(
         {name: run.evaluate for name, run in runs.items()}, rounds=2
@@ -136,21 +152,14 @@ def main() -> None:
             f"{name:30} {epoch[name]:7.2f} {faster:11.1f}"
             f" {ranked[name]:15.2f} {faster_ranked:11.1f} {memory:8.0f}"
         )
-    together = seeds_at_once()
+    trainer = Trainer(recipe_of("sasrec", "beauty", "sevo_adamw"), split)
+    together = seeds_at_once(trainer)
     print("a seed's epoch, five at once:", together)
-    phases = measure_phases(Trainer(RECIPE, SPLIT))
+    phases = measure_phases(trainer)
     print(format_phases(phases))
     results = {"candidates": results, "five seeds at once": together, "phases": phases}
     print("written to", save("training", results))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        run = candidate(sys.argv[1])
-        run.train()
-        run.evaluate()
-        # Unlike getrusage, this does not count the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        print(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024)
-    else:
-        main()
+    main()

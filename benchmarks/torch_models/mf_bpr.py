@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -67,5 +67,5 @@ class TorchMFBPR(nn.Module):
 
     @staticmethod
     def original_batch(*batch):
-        users, positives, negatives = (np.asarray(part, np.int32) for part in batch)
-        return TripletBatch(users, positives, negatives, np.ones(len(users), bool))
+        users, positives, negatives = (jnp.asarray(part, jnp.int32) for part in batch)
+        return TripletBatch(users, positives, negatives, jnp.ones(len(users), bool))

@@ -4,6 +4,7 @@ The layers that would propagate the means have no effect there and are left out.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ class TorchSTOSA(nn.Module):
         return mean, covariance
 
     def loss(self, inputs, targets, negatives):
-        users = self(inputs)
+        users: tuple[Any, Any] = self(inputs)
         target = self.item_mean(targets), F.elu(self.item_covariance(targets)) + 1
         other = self.item_mean(negatives), F.elu(self.item_covariance(negatives)) + 1
         valid = targets != 0
@@ -161,10 +162,11 @@ class TorchSTOSA(nn.Module):
                 **norm_weights(f"{name}.feed_forward_norm", feed_forward.norm),
             }
             # The original's stand side by side: query, key and value.
-            for stream, linear, parts in (
-                ("mean", attention.mean_in, ("query", "key")),
-                ("covariance", attention.covariance_in, ("query", "key", "value")),
-            ):
+            streams: dict[str, tuple[Any, tuple[str, ...]]] = {
+                "mean": (attention.mean_in, ("query", "key")),
+                "covariance": (attention.covariance_in, ("query", "key", "value")),
+            }
+            for stream, (linear, parts) in streams.items():
                 kernels = np.split(np.asarray(linear.kernel[...]).T, 3)
                 biases = np.split(np.asarray(linear.bias[...]), 3)
                 for part, kernel, bias in zip(parts, kernels, biases, strict=False):

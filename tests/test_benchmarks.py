@@ -1,0 +1,57 @@
+"""The benchmarks of speed: each script can be imported and says what it does."""
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+# They measure PyTorch beside the library, and must be imported before it.
+WITH_PYTORCH = {"backbones", "training"}
+NO_SCRIPTS = {"candidates", "harness"}
+SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - NO_SCRIPTS - WITH_PYTORCH
+
+
+def run(name, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        run(name, monkeypatch, "--help")
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
+@pytest.mark.parametrize("name", sorted(WITH_PYTORCH))
+def test_help_beside_pytorch(name):
+    command = [sys.executable, FOLDER / f"{name}.py", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"python benchmarks/{name}.py" in result.stdout
+
+
+def test_a_step_is_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.import_module("harness"), "RESULTS", tmp_path)
+    monkeypatch.setattr(importlib.import_module("optimizer_step"), "WIDTHS", (4,))
+    run("optimizer_step", monkeypatch, "--sizes", "300")
+    written = json.loads((tmp_path / "optimizer_step-cpu.json").read_text())
+    assert written["machine"]["versions"]["jax"]
+    (measured,) = written["results"]
+    assert measured["nodes"] == 300 and measured["width"] == 4
+    assert 0 < measured["seconds a step"]["sevo_adamw"]["min"]
+    assert (tmp_path / "optimizer_step-cpu.png").exists()
+    assert "300 x    4" in capsys.readouterr().out
+
+
+def test_the_shell_script_names_benchmarks_that_are_there():
+    lines = (FOLDER / "speed.sh").read_text().splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("python ")]
+    assert len(commands) == 5
+    assert all((FOLDER / script).exists() for script, *_ in commands)
