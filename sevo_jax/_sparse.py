@@ -60,6 +60,10 @@ class GraphOperator:
         """Number of stored entries (an undirected edge counts twice)."""
         return self.columns.shape[-1]
 
+    def __matmul__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        r"""The product :math:`\tilde A X`; see :func:`matmul`."""
+        return matmul(self, x)
+
     def _apply(self, x: jax.Array) -> jax.Array:
         """The product with ``x``, without the rules for sharding and gradients."""
         return _product(self, x)

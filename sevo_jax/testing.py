@@ -108,15 +108,16 @@ def check_loss(trainer: Trainer) -> None:
     batch = jax.tree.map(lambda field: field[0], _epochs(trainer, model, _SEED)[0])
 
     @jax.jit
-    def evaluate(params: nnx.State, key: jax.Array):
-        def loss_of(params):
-            model: Any = nnx.merge(graphdef, params, graphs, carried)
+    def evaluate(key: jax.Array):
+        def loss_of(params: nnx.State):
+            fresh = jax.tree.map(lambda leaf: leaf, carried)
+            model: Any = nnx.merge(graphdef, params, graphs, fresh)
             loss, parts = with_parts(model.loss(batch, rng=key))
             return loss, (parts, split_model(model)[3])
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
 
-    (loss, (parts, after)), gradients = evaluate(params, jax.random.key(0))
+    (loss, (parts, after)), gradients = evaluate(jax.random.key(0))
     assert jnp.shape(loss) == (), f"the loss has shape {jnp.shape(loss)}, not ()"
     for name, value in {"the loss": loss, **parts}.items():
         assert jnp.shape(value) == (), f"{name} has shape {jnp.shape(value)}, not ()"
@@ -126,9 +127,7 @@ def check_loss(trainer: Trainer) -> None:
         assert np.isfinite(leaf).all(), f"the gradient of {name} is not finite"
     same_shapes = jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, after)
     assert same_shapes, "the loss changes which variables are carried, or their shapes"
-    assert _same(
-        evaluate(params, jax.random.key(0)), ((loss, (parts, after)), gradients)
-    )
+    assert _same(evaluate(jax.random.key(0)), ((loss, (parts, after)), gradients))
 
 
 def check_score(trainer: Trainer) -> None:
@@ -178,11 +177,11 @@ def check_ranking(trainer: Trainer) -> None:
 
 def check_training(trainer: Trainer) -> None:
     """Training ends with finite losses, and epochs share one program."""
-    trainer.run(seed=_SEED, progress=False)
     programs = train_epoch._cache_size()  # pyright: ignore
-    result = trainer.run(seed=_SEED + 1, progress=False)
-    assert np.isfinite(result.losses).all(), f"losses are {result.losses}"
-    assert train_epoch._cache_size() == programs, (  # pyright: ignore
+    for seed in (_SEED, _SEED + 1):
+        losses = trainer.run(seed=seed, progress=False).losses
+        assert np.isfinite(losses).all(), f"losses are {losses}"
+    assert train_epoch._cache_size() <= programs + 1, (  # pyright: ignore
         "an epoch was compiled anew: its shapes change, or the model is rebuilt"
     )
 

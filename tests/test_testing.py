@@ -146,9 +146,7 @@ def test_variables_are_of_three_kinds(split, monkeypatch):
     ]
     result = trainer.run(seed=0, progress=False)
     trained: Any = result.trained
-    num_steps = (
-        trainer.new_model(0).epochs(split.train, batch_size=16, seed=0).num_steps
-    )
+    epochs = trainer.new_model(0).epochs(split.train, batch_size=16, seed=0)
     assert 0 < trained.steps[...] == result.best_epoch * epochs.num_steps
     # Decay is 0.1, and would have moved it.
     assert trained.constant[...].tolist() == [1, 1, 1]

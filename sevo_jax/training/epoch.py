@@ -85,9 +85,9 @@ def _train_epoch(
         rng = step_key(seed, epoch, index)
 
         def loss_of(params: nnx.State):
-            model: Any = nnx.merge(
-                program.graphdef, params, graphs.model, state.carried
-            )
+            # Made anew: NNX lets no variable from outside a trace be changed in it.
+            carried = jax.tree.map(lambda leaf: leaf, state.carried)
+            model: Any = nnx.merge(program.graphdef, params, graphs.model, carried)
             loss, parts = with_parts(model.loss(batch, rng=rng))
             return loss, (parts, split_model(model)[3])
 
