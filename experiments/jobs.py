@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,12 @@ class Job:
     def result(self) -> dict | None:
         """What was written, None if the run is not done."""
         return json.loads(self.path.read_text()) if self.path.exists() else None
+
+
+def results_of(jobs: Iterable[Job]) -> dict[int, dict]:
+    """The results of those jobs that are done, by seed."""
+    results = {job.seed: job.result() for job in jobs}
+    return {seed: result for seed, result in results.items() if result is not None}
 
 
 def do(jobs: Sequence[Job], work: Path) -> None:

@@ -18,46 +18,35 @@ others go to ``results/sampling``.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
-from jobs import Job, do
-from paper import DATASETS, NUMBERS, RESULTS
-from table3 import COLUMNS, authors_spreads, job, spreads
-
-FOLDER = RESULTS / "sampling"
-OPTIMIZERS = ("sevo_adamw", "adamw")
-# The recipe's `sampling` that draws samples as the authors do.
-AUTHORS = {"gru4rec": "prefix", "bert4rec": "loaders"}
-
-
-def authors_job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
-    """The run of Table 3, but on samples drawn as the authors do."""
-    run = job(backbone, dataset, optimizer, seed)
-    sampling = AUTHORS[backbone]
-    architecture = dataclasses.replace(run.recipe.architecture, sampling=sampling)
-    recipe = dataclasses.replace(run.recipe, architecture=architecture)
-    name = f"{run.name}-{sampling}"
-    return dataclasses.replace(run, name=name, recipe=recipe, folder=FOLDER)
+from jobs import do, results_of
+from paper import DATASETS
+from table3 import (
+    AUTHORS_SAMPLING,
+    OPTIMIZERS,
+    SEEDS,
+    authors_job,
+    authors_spreads,
+    job,
+)
+from tables import COLUMNS, column, seeds, spread, text
 
 
 def table(backbone: str, dataset: str) -> str:
     """Both ways, over the seeds there are."""
-    lines = [_row("", COLUMNS)]
+    rows = [["", *COLUMNS]]
     for optimizer in OPTIMIZERS:
-        for way, make in (("ours", job), (AUTHORS[backbone], authors_job)):
-            jobs = [make(backbone, dataset, optimizer, seed) for seed in range(5)]
-            group = {each.seed: result for each in jobs if (result := each.result())}
-            if group:
-                label = f"{optimizer}, {way}, {len(group)} seeds"
-                lines.append(_row(label, spreads(group)))
-    authors = NUMBERS["with"][f"{backbone}-{dataset}"]
-    lines.append(_row("the authors, SEvo, 5 seeds", authors_spreads(authors)))
-    return "\n".join(lines)
-
-
-def _row(label, cells):
-    return f"{label:32}" + "".join(f"{cell:>18}" for cell in cells)
+        ways = {"by default": job, AUTHORS_SAMPLING[backbone]: authors_job}
+        for way, make in ways.items():
+            found = results_of(
+                make(backbone, dataset, optimizer, seed) for seed in SEEDS
+            )
+            if found:
+                label = f"{optimizer}, {way}, {seeds(found)}"
+                rows.append([label, *(spread(column(found, m)) for m in COLUMNS)])
+    rows.append(["the authors, SEvo, 5 seeds", *authors_spreads(backbone, dataset)])
+    return text(rows)
 
 
 def main() -> None:
@@ -65,7 +54,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--backbone", choices=AUTHORS, default="gru4rec")
+    parser.add_argument("--backbone", choices=AUTHORS_SAMPLING, default="gru4rec")
     parser.add_argument("--dataset", choices=DATASETS, default="beauty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)

@@ -3,6 +3,7 @@
     python experiments/table3.py run
     python experiments/table3.py run --only mf-bpr stosa-beauty --seeds 0
     python experiments/table3.py table
+    python experiments/table3.py table --markdown
 
 `run` trains what has no result yet, the most valuable runs first, and writes one file a
 run into ``results/table3``. It can be stopped at any time and started again, and
@@ -11,34 +12,60 @@ or disturbs what another does. `table` prints what there is beside the paper's n
 and the authors' own, and what is missing. Its last column is of the validation targets,
 by which the epoch is chosen: it tells a model that differs from the authors' (both
 NDCG@10 do) from chance in the test targets. How likely chance is, the row "p of the
-same mean" says: Student's t-test of our seeds and the authors' five.
+same mean" says: Student's t-test of our seeds and the authors' five. With
+``--markdown`` it prints NDCG@10 alone, as README shows it.
 
 Without SEvo means AdamW with the hyper-parameters of the SEvo run: those of the paper's
 plain backbones are unpublished.
 """
 
 import argparse
-import json
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-from jobs import Job, do
+from jobs import Job, do, results_of
 from paper import BACKBONES, DATASETS, NUMBERS, RESULTS, recipe_of
 from scipy import stats
+from tables import (
+    COLUMNS,
+    Results,
+    change,
+    column,
+    markdown,
+    percent,
+    seeds,
+    spread,
+    spread_of,
+    text,
+)
 
-from sevo_jax.reports.comparison import METRICS, Spread, paired_difference
+from sevo_jax.reports.comparison import METRICS, Spread
 
 FOLDER = RESULTS / "table3"
-VALID = "valid NDCG@10"
-COLUMNS = (*METRICS, VALID)
+OPTIMIZERS = ("sevo_adamw", "adamw")
+SEEDS = range(5)
 NUM_AUTHORS_SEEDS = 5
+# The recipe's `sampling` that draws samples as the authors do.
+AUTHORS_SAMPLING = {"gru4rec": "prefix", "bert4rec": "loaders"}
 
 
 def job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
     """The run of a cell of the table: the paper's recipe with that optimizer."""
     recipe = recipe_of(backbone, dataset, optimizer)
     return Job(f"{backbone}-{dataset}-{optimizer}", recipe, dataset, seed, FOLDER)
+
+
+def authors_job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:
+    """The run of a cell, but on samples drawn as the authors do."""
+    run = job(backbone, dataset, optimizer, seed)
+    sampling = AUTHORS_SAMPLING[backbone]
+    architecture = dataclasses.replace(run.recipe.architecture, sampling=sampling)
+    recipe = dataclasses.replace(run.recipe, architecture=architecture)
+    folder = RESULTS / "sampling"
+    name = f"{run.name}-{sampling}"
+    return dataclasses.replace(run, name=name, recipe=recipe, folder=folder)
 
 
 def jobs(seeds: list[int]) -> Iterator[list[Job]]:
@@ -50,7 +77,7 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
         (backbone, dataset, optimizer)
         for dataset in DATASETS
         for backbone in BACKBONES
-        for optimizer in ("sevo_adamw", "adamw")
+        for optimizer in OPTIMIZERS
         if optimizer != "adamw" or BACKBONES[backbone].plain == backbone
     ]
     if jax.default_backend() == "cpu":
@@ -59,102 +86,137 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
         yield from ([job(*cell, seed) for seed in seeds] for cell in cells)
 
 
-def table() -> str:
-    """What there is, in the form of the paper's table, and what is missing."""
-    results: dict[tuple[str, str], dict[int, dict]] = {}
-    for path in sorted(FOLDER.glob("*.json")):
-        name, seed = path.stem.rsplit("-seed", 1)
-        recipe, optimizer = name.rsplit("-", 1)
-        results.setdefault((recipe, optimizer), {})[int(seed)] = json.loads(
-            path.read_text()
-        )
-    lines, missing = [], []
-    for dataset in DATASETS:
-        lines += ["", f"{dataset:<20}" + "".join(f"{name:>18}" for name in COLUMNS)]
-        improvements = []
-        for backbone in BACKBONES:
-            recipe = f"{backbone}-{dataset}"
-            of = BACKBONES[backbone]
-            plain = results.get((f"{of.plain}-{dataset}", "adamw"), {})
-            sevo = results.get((recipe, "sevo_adamw"), {})
-            without = NUMBERS["without"][f"{of.paper}-{dataset}"]
-            authors = NUMBERS["with"][recipe]
-            lines.append(backbone)
-            lines.append(_row("AdamW, paper", [f"{without[m]:.4f}" for m in METRICS]))
-            if plain:
-                lines.append(_row(f"AdamW, {_seeds(plain)}", spreads(plain)))
-            else:
-                missing.append(f"{recipe} adamw")
-            lines.append(_row("SEvo, authors", authors_spreads(authors)))
-            if sevo:
-                lines.append(_row(f"SEvo, {_seeds(sevo)}", spreads(sevo)))
-                cells = [f"{_same_mean(sevo, m, authors[m]):.2g}" for m in COLUMNS]
-                lines.append(_row("p of the same mean", cells))
-            else:
-                missing.append(f"{recipe} sevo_adamw")
-            shared = sorted(plain.keys() & sevo.keys())
-            if shared:
-                pairs = {
-                    m: [[_metric(each[s], m) for s in shared] for each in (plain, sevo)]
-                    for m in COLUMNS
-                }
-                differences = {m: paired_difference(*pairs[m]) for m in COLUMNS}
-                improvements.append(differences["NDCG@10"].improvement)
-                cells = map(_difference, differences.values())
-                lines.append(_row("SEvo over AdamW", cells))
-        if improvements:
-            mean = sum(improvements) / len(improvements)
-            lines.append(
-                f"mean improvement of NDCG@10 over {len(improvements)} backbones: "
-                f"{mean:+.1%}"
-            )
-    lines += ["", f"missing: {', '.join(missing) or 'nothing'}"]
-    return "\n".join(lines[1:])
+def cell(backbone: str, dataset: str, make=job) -> tuple[Results, Results]:
+    """What there is with SEvo and without it."""
+    plain = BACKBONES[backbone].plain
+    return (
+        results_of(make(backbone, dataset, "sevo_adamw", seed) for seed in SEEDS),
+        results_of(make(plain, dataset, "adamw", seed) for seed in SEEDS),
+    )
 
 
-def _seeds(group: dict[int, dict]) -> str:
-    return f"seed {' '.join(map(str, sorted(group)))}"
-
-
-def _metric(result: dict, name: str) -> float:
-    """A column's number of a run's result."""
-    if name == VALID:
-        return result["valid"]["NDCG@10"]
-    return result["test"][name]
-
-
-def spreads(group: dict[int, dict]) -> list[str]:
-    """The columns of a group of results, by seed."""
-    columns = [
-        Spread.of([_metric(each, name) for each in group.values()]) for name in COLUMNS
-    ]
-    if len(group) == 1:
-        return [f"{spread.mean:.4f}" for spread in columns]
-    return [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in columns]
-
-
-def authors_spreads(authors: dict[str, dict]) -> list[str]:
+def authors_spreads(backbone: str, dataset: str) -> list[str]:
     """The columns of the authors' own runs of a cell."""
-    return [f"{authors[m]['mean']:.4f} ± {authors[m]['std']:.4f}" for m in COLUMNS]
+    authors = NUMBERS["with"][f"{backbone}-{dataset}"]
+    return [spread_of(authors[name]["mean"], authors[name]["std"]) for name in COLUMNS]
 
 
-def _same_mean(group: dict[int, dict], name: str, authors: dict[str, float]) -> float:
-    """The p-value of a t-test with equal variances, which one seed is enough for."""
-    values = [_metric(each, name) for each in group.values()]
-    spread = Spread.of(values)
-    ours = (spread.mean, spread.std if len(values) > 1 else 0.0, len(values))
-    theirs = (authors["mean"], authors["std"], NUM_AUTHORS_SEEDS)
-    return stats.ttest_ind_from_stats(*ours, *theirs).pvalue
+def table() -> str:
+    """All metrics of what there is, in the order of the paper's table."""
+    parts, missing = [], []
+    for dataset in DATASETS:
+        rows = [[dataset, *COLUMNS]]
+        for backbone, about in BACKBONES.items():
+            sevo, plain = cell(backbone, dataset)
+            paper = NUMBERS["without"][f"{about.paper}-{dataset}"]
+            rows.append([backbone, *[""] * len(COLUMNS)])
+            rows.append(["  AdamW, paper", *(f"{paper[m]:.4f}" for m in METRICS), ""])
+            if plain:
+                rows.append([f"  AdamW, {seeds(plain)}", *_spreads(plain)])
+            rows.append(["  SEvo, authors", *authors_spreads(backbone, dataset)])
+            if sevo:
+                same = _same_means(sevo, NUMBERS["with"][f"{backbone}-{dataset}"])
+                rows.append([f"  SEvo, {seeds(sevo)}", *_spreads(sevo)])
+                rows.append(["  p of the same mean", *same])
+            if sevo and plain:
+                changes = (change(column(plain, m), column(sevo, m)) for m in COLUMNS)
+                rows.append(["  SEvo over AdamW", *changes])
+            missing += [
+                f"{backbone}-{dataset} {optimizer}"
+                for optimizer, found in zip(OPTIMIZERS, (sevo, plain), strict=True)
+                if not found
+            ]
+        parts.append(text(rows))
+    parts.append(text(average_improvements()))
+    parts.append(f"missing: {', '.join(missing) or 'nothing'}")
+    return "\n\n".join(parts)
 
 
-def _difference(difference) -> str:
-    known = difference.p_value == difference.p_value
-    p_value = f" p={difference.p_value:.2g}" if known else ""
-    return f"{difference.improvement:+.1%}{p_value}"
+def table_in_markdown() -> str:
+    """NDCG@10 of what there is, and which cells there are not yet."""
+    rows = [
+        ["data", "backbone", "seeds", "SEvo-AdamW", "the authors"]
+        + ["AdamW", "the paper", "SEvo over AdamW"]
+    ]
+    missing: dict[str, list[str]] = {}
+    for dataset, title in DATASETS.items():
+        for backbone, about in BACKBONES.items():
+            compared = [spread_of(*_authors(backbone, dataset)), _paper(about, dataset)]
+            lines = [("", job, compared)]
+            if backbone == "gru4rec":
+                # By default it is trained otherwise than the authors train it.
+                prefixes = (", prefixes", authors_job, compared)
+                lines = [prefixes, (", sequences", job, ["", ""])]
+            for note, make, (authors, paper) in lines:
+                sevo, plain = cell(backbone, dataset, make)
+                label = about.label + note
+                if not (sevo and plain):
+                    missing.setdefault(title, []).append(label)
+                    continue
+                numbers = [column(each, "NDCG@10") for each in (sevo, plain)]
+                counts = {len(each): None for each in numbers}
+                rows.append(
+                    [title, label, " and ".join(map(str, counts)), spread(numbers[0])]
+                    + [authors, spread(numbers[1]), paper, change(*numbers[::-1])]
+                )
+    gaps = (f"on {title} {', '.join(each)}" for title, each in missing.items())
+    return f"{markdown(rows)}\n\nNot run yet: {'; '.join(gaps) or 'nothing'}."
 
 
-def _row(label: str, cells) -> str:
-    return f"  {label:<18}" + "".join(f"{cell:>18}" for cell in cells)
+def average_improvements() -> list[list[str]]:
+    """As the paper's last row: the mean over all data sets and metrics."""
+    rows = [["mean improvement", "here", "the paper", "the paper, same data sets"]]
+    for backbone, about in BACKBONES.items():
+        ours, paper = {}, {}
+        for dataset in DATASETS:
+            sevo, plain = cell(backbone, dataset)
+            shared = sorted(sevo.keys() & plain.keys())
+            for metric in METRICS:
+                key = f"{dataset} {metric}"
+                with_sevo = NUMBERS["with"][f"{backbone}-{dataset}"][metric]["mean"]
+                without = NUMBERS["without"][f"{about.paper}-{dataset}"][metric]
+                paper[key] = with_sevo / without - 1
+                if shared:
+                    means = [
+                        Spread.of([column(each, metric)[seed] for seed in shared]).mean
+                        for each in (sevo, plain)
+                    ]
+                    ours[key] = means[0] / means[1] - 1
+        same = {key: paper[key] for key in ours}
+        cells = [_mean_percent(each) for each in (ours, paper, same)]
+        datasets = len(ours) // len(METRICS)
+        rows.append([f"{about.label}, {datasets} data sets", *cells])
+    return rows
+
+
+def _mean_percent(improvements: Mapping[str, float]) -> str:
+    if not improvements:
+        return "not run"
+    return percent(sum(improvements.values()) / len(improvements))
+
+
+def _authors(backbone: str, dataset: str) -> tuple[float, float]:
+    authors = NUMBERS["with"][f"{backbone}-{dataset}"]["NDCG@10"]
+    return authors["mean"], authors["std"]
+
+
+def _paper(about, dataset: str) -> str:
+    return f"{NUMBERS['without'][f'{about.paper}-{dataset}']['NDCG@10']:.4f}"
+
+
+def _spreads(results: Results) -> list[str]:
+    return [spread(column(results, name)) for name in COLUMNS]
+
+
+def _same_means(results: Results, authors: Mapping[str, Mapping]) -> list[str]:
+    """p-values of t-tests with equal variances, which one seed is enough for."""
+    cells = []
+    for name in COLUMNS:
+        found = Spread.of(list(column(results, name).values()))
+        ours = (found.mean, found.std if len(results) > 1 else 0.0, len(results))
+        theirs = (authors[name]["mean"], authors[name]["std"], NUM_AUTHORS_SEEDS)
+        cells.append(f"{stats.ttest_ind_from_stats(*ours, *theirs).pvalue:.2g}")
+    return cells
 
 
 def main() -> None:
@@ -167,9 +229,10 @@ def main() -> None:
         "--only", nargs="+", default=[""], help="runs whose names begin so"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/table3"))
+    parser.add_argument("--markdown", action="store_true", help="the table of README")
     options = parser.parse_args()
     if options.command == "table":
-        print(table())
+        print(table_in_markdown() if options.markdown else table())
         return
     for group in jobs(options.seeds):
         wanted = tuple(options.only)

@@ -26,11 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jobs import Job, do
+from jobs import Job, do, results_of
 from paper import BACKBONES, DATASETS, RESULTS, recipe_of
+from table3 import SEEDS
 from table3 import job as recipe_job
+from tables import change, column, markdown, seeds, spread, text
 
-from sevo_jax.reports.comparison import Spread, paired_difference
 from sevo_jax.training import Recipe
 
 FOLDER = RESULTS / "tuning"
@@ -156,47 +157,37 @@ def _best(
     return candidates[scores.index(max(scores))]
 
 
-def table(dataset: str) -> str:
-    """What was chosen and how it does, beside the recipe."""
-    lines = []
-    for backbone in BACKBONES:
-        lines.append(backbone)
-        finals = {}
+def table(dataset: str) -> list[list[str]]:
+    """What was chosen and its test NDCG@10, the recipe's where it is the recipe."""
+    rows = [["backbone", "AdamW", "SEvo-AdamW", "SEvo over AdamW"]]
+    for backbone, about in BACKBONES.items():
+        cells, found = [], []
         for optimizer in OPTIMIZERS:
             recipe = chosen(backbone, dataset, optimizer)
             if recipe is None:
-                lines.append(f"  {optimizer:<12} search not done")
+                cells.append("search not done")
                 continue
-            finals[optimizer] = _test_metrics(
-                [final_job(backbone, dataset, recipe, seed) for seed in range(5)]
-            )
-            lines.append(
-                f"  {optimizer:<12} {describe(recipe):<28} "
-                f"test {SELECTION} {_spread(finals[optimizer])}"
-            )
-        if all(finals.get(optimizer) for optimizer in OPTIMIZERS):
-            shared = sorted(finals["adamw"].keys() & finals["sevo_adamw"].keys())
-            pairs = [[finals[name][seed] for seed in shared] for name in OPTIMIZERS]
-            difference = paired_difference(*pairs)
-            significance = f", p = {difference.p_value:.2g}" if len(shared) > 1 else ""
-            lines.append(
-                f"  SEvo over AdamW {difference.improvement:+.1%}{significance}"
-            )
-    return "\n".join(lines)
+            finals = (final_job(backbone, dataset, recipe, seed) for seed in SEEDS)
+            results = results_of(finals)
+            own = recipe_of(_of_one_graph(backbone, optimizer), dataset, optimizer)
+            found.append(column(results, SELECTION))
+            notes = [describe_change(own, recipe)]
+            notes += [seeds(results)] * (len(results) > 1)
+            cells.append(f"{spread(found[-1])} ({', '.join(notes)})")
+        last = change(*found) if len(found) == len(OPTIMIZERS) else "unknown"
+        rows.append([about.label, *cells, last])
+    return rows
 
 
-def _test_metrics(jobs: list[Job]) -> dict[int, float]:
-    results = {job.seed: job.result() for job in jobs}
-    return {s: result["test"][SELECTION] for s, result in results.items() if result}
-
-
-def _spread(values: dict[int, float]) -> str:
-    if not values:
-        return "not done"
-    spread = Spread.of(list(values.values()))
-    seeds = f"seed{'s' * (len(values) > 1)} {' '.join(map(str, sorted(values)))}"
-    deviation = "" if len(values) == 1 else f" ± {spread.std:.4f}"
-    return f"{spread.mean:.4f}{deviation} ({seeds})"
+def describe_change(own: Recipe, recipe: Recipe) -> str:
+    """What differs from the paper's recipe, for people."""
+    short = {"weight_decay": "decay", "dropout": "dropout", "learning_rate": "rate"}
+    changed = [
+        f"{short[name]} {value_of(recipe, name):g}"
+        for name in GRID
+        if value_of(recipe, name) != value_of(own, name)
+    ]
+    return ", ".join(changed) or "the recipe"
 
 
 def main() -> None:
@@ -208,9 +199,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=BACKBONES, default=BACKBONES)
     parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
+    parser.add_argument("--markdown", action="store_true", help="the table of README")
     options = parser.parse_args()
     if options.command == "table":
-        print(table(options.dataset))
+        print((markdown if options.markdown else text)(table(options.dataset)))
         return
     for backbone in options.only:
         for optimizer in OPTIMIZERS:

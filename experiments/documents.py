@@ -1,0 +1,63 @@
+"""Writes the tables of README.md and experiments/README.md from the stored results.
+
+    python experiments/documents.py
+
+A table stands between two comments, ``<!-- begin NAME -->`` and ``<!-- end NAME -->``,
+where NAME is one of `PARTS`.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# For the tables on speed.
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import summary
+import table3
+import tuning
+from tables import markdown
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+PARTS: dict[str, Callable[[], str]] = {
+    "table3": table3.table_in_markdown,
+    "table3-averages": lambda: markdown(table3.average_improvements()),
+    "table3-all": lambda: f"```\n{table3.table()}\n```",
+    **{
+        f"tuning-{dataset}": lambda dataset=dataset: markdown(tuning.table(dataset))
+        for dataset in ("beauty", "tools")
+    },
+    "smoothing": summary.smoothing,
+    "backbones": summary.backbones,
+    "training": summary.training,
+}
+"""What can stand in a document, by name."""
+
+
+def filled(text: str) -> str:
+    """A document with its tables as the results have them."""
+
+    def part(match: re.Match[str]) -> str:
+        begin, name, end = match["begin"], match["name"], match["end"]
+        return f"{begin}\n{PARTS[name]()}\n{end}"
+
+    pattern = (
+        r"(?P<begin><!-- begin (?P<name>\S+) -->)\n.*?"
+        r"(?P<end><!-- end (?P=name) -->)"
+    )
+    return re.sub(pattern, part, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

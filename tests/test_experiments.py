@@ -1,0 +1,225 @@
+"""The paper's experiments: scripts, stored results, and the tables made of them."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import documents
+import jobs
+import paper
+import pytest
+import sampling
+import table3
+import tables
+import tuning
+
+from sevo_jax.data import write
+from sevo_jax.data.synthetic import planted
+from sevo_jax.training import Recipe, find_recipe
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+NO_SCRIPTS = {"jobs", "paper", "tables"}
+SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - NO_SCRIPTS
+STORED = sorted(FOLDER.glob("results/*/*.json"))
+
+
+def run(name, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    importlib.import_module(name).main()
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        run(name, monkeypatch, "--help")
+    assert f"python experiments/{name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_the_page_names_every_script(name):
+    assert f"{name}.py" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["table3", "table"], "mean improvement"),
+        (["table3", "table", "--markdown"], "| Beauty | SASRec |"),
+        (["tuning", "table"], "the recipe"),
+        (["tuning", "table", "--dataset", "tools", "--markdown"], "| GRU4Rec |"),
+        (["sampling", "table"], "the authors, SEvo, 5 seeds"),
+    ],
+)
+def test_tables_are_printed(arguments, expected, monkeypatch, capsys):
+    run(*arguments[:1], monkeypatch, *arguments[1:])
+    assert expected in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The built-in log as Beauty, MF-BPR for two epochs, and nothing done so far."""
+    write(planted(), tmp_path / "beauty.txt")
+    monkeypatch.setattr(paper, "DATA", tmp_path)
+    monkeypatch.setattr(table3, "FOLDER", tmp_path / "table3")
+    monkeypatch.setattr(table3, "RESULTS", tmp_path)
+
+    def recipe_of(backbone, dataset, optimizer):
+        recipe = paper.recipe_of(backbone, dataset, optimizer)
+        return dataclasses.replace(recipe, epochs=2, eval_every=1)
+
+    monkeypatch.setattr(table3, "recipe_of", recipe_of)
+    return tmp_path
+
+
+def test_a_run_is_done_once_and_leaves_its_evidence(tiny, monkeypatch, capsys):
+    options = [
+        "--only",
+        "mf-bpr-ui-beauty",
+        "--seeds",
+        "3",
+        "--work",
+        str(tiny / "work"),
+    ]
+    run("table3", monkeypatch, "run", *options)
+    names = [path.name for path in sorted((tiny / "table3").iterdir())]
+    assert names == [
+        f"mf-bpr-ui-beauty-{optimizer}-seed3.json"
+        for optimizer in ("adamw", "sevo_adamw")
+    ]
+    path = tiny / "table3" / names[1]
+    result = json.loads(path.read_text())
+    assert Recipe.from_dict(result["recipe"]).optimizer.name == "sevo_adamw"
+    assert len(result["losses"]) == 2 and result["seed"] == 3
+    assert list(result["valid NDCG@10"]) == ["0", "1", "2"]
+    assert result["versions"]["jax"] and result["machine"]["processor"]
+    written = path.stat().st_mtime_ns
+    run("table3", monkeypatch, "run", *options)
+    assert path.stat().st_mtime_ns == written
+    monkeypatch.setattr(table3, "DATASETS", {"beauty": "Beauty"})
+    run("table3", monkeypatch, "table", "--markdown")
+    shown = capsys.readouterr().out
+    assert f"| Beauty | MF-BPR (U-I) | 1 | {result['test']['NDCG@10']:.4f} |" in shown
+    assert "Not run yet: on Beauty MF-BPR (I-I), GRU4Rec, prefixes," in shown
+
+
+def test_a_search_writes_no_test_metrics(tiny):
+    job = table3.job("mf-bpr-ui", "beauty", "adamw", 0)
+    job = dataclasses.replace(job, name="search", test=False)
+    jobs.do([job], tiny / "work")
+    result = job.result()
+    assert result and "test" not in result and 0 <= result["valid"]["NDCG@10"] <= 1
+
+
+def test_what_another_process_is_at_is_left_alone(tiny):
+    job = table3.job("mf-bpr-ui", "beauty", "adamw", 0)
+    (tiny / "work").mkdir()
+    with jobs.contextlib.ExitStack() as stack:
+        assert jobs._claim(stack, tiny / "work" / f"{job.full_name}.lock")
+        jobs.do([job], tiny / "work")
+    assert job.result() is None
+
+
+def test_missing_data_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper, "DATA", tmp_path)
+    with pytest.raises(SystemExit, match="tools.txt: no such file, set SEVO_DATA"):
+        paper.load("tools")
+
+
+# Stored results
+
+
+def test_equal_recipes_have_equal_results():
+    found = {}
+    for path in STORED:
+        result = json.loads(path.read_text())
+        recipe = Recipe.from_dict(result["recipe"])
+        key = (json.dumps(recipe.to_dict()), result["dataset"], result["seed"])
+        numbers = found.setdefault(key, result["valid"])
+        assert numbers == result["valid"], path
+    assert len(found) > 100
+
+
+def test_a_stored_recipe_is_that_of_its_job():
+    for make, folder in ((table3.job, "table3"), (table3.authors_job, "sampling")):
+        paths = {path for path in STORED if path.parent.name == folder}
+        for backbone in paper.BACKBONES:
+            if make is table3.authors_job and backbone not in table3.AUTHORS_SAMPLING:
+                continue
+            for dataset in paper.DATASETS:
+                for optimizer in table3.OPTIMIZERS:
+                    for seed in table3.SEEDS:
+                        job = make(backbone, dataset, optimizer, seed)
+                        if result := job.result():
+                            paths.remove(job.path)
+                            assert Recipe.from_dict(result["recipe"]) == job.recipe
+                            assert result["dataset"] == dataset
+        assert not paths, "no job makes these"
+
+
+# Tables
+
+
+def test_documents_say_what_the_results_say():
+    for path in documents.DOCUMENTS:
+        text = path.read_text()
+        assert documents.filled(text) == text, (
+            f"{path.name} is not what the results come to: run "
+            "python experiments/documents.py"
+        )
+
+
+def test_a_part_is_replaced_and_nothing_else(monkeypatch):
+    monkeypatch.setitem(documents.PARTS, "numbers", lambda: "1\n2")
+    text = "a\n<!-- begin numbers -->\nold\n\nolder\n<!-- end numbers -->\nb"
+    expected = "a\n<!-- begin numbers -->\n1\n2\n<!-- end numbers -->\nb"
+    assert documents.filled(text) == documents.filled(expected) == expected
+    assert documents.filled("no parts") == "no parts"
+
+
+def test_an_unknown_part_is_named():
+    text = "<!-- begin nothing -->\n<!-- end nothing -->"
+    with pytest.raises(KeyError, match="nothing"):
+        documents.filled(text)
+
+
+def test_the_averages_are_those_of_the_paper():
+    """The last row of Table 3; MF-BPR (I-I) is not the mean of the authors' logs."""
+    rows = {row[0].split(",")[0]: row[2] for row in table3.average_improvements()[1:]}
+    assert rows == {
+        "MF-BPR (U-I)": "+7.6 %",
+        "MF-BPR (I-I)": "+13.2 %",
+        "GRU4Rec": "+23.4 %",
+        "SASRec": "+12.3 %",
+        "STOSA": "+17.5 %",
+        "BERT4Rec": "+9.6 %",
+    }
+
+
+def test_changes_compare_the_seeds_that_both_have():
+    before, after = {0: 1.0, 1: 2.0, 2: 3.0, 5: 9.0}, {0: 2.0, 1: 3.0, 2: 5.0, 4: 0.0}
+    assert tables.change(before, after) == "+66.7 % (p = 0.057)"
+    assert tables.change({0: 2.0}, {0: 1.0, 1: 5.0}) == "-50.0 %"
+    assert tables.change({0: 2.0}, {1: 1.0}) == "no seed in common"
+
+
+def test_spreads_are_of_several_seeds():
+    assert tables.spread({0: 0.04256}) == "0.0426"
+    assert tables.spread({0: 0.04, 3: 0.05}) == "0.0450 ± 0.0071"
+
+
+def test_the_tuned_recipe_is_described_by_what_differs():
+    recipe = find_recipe("stosa-beauty")
+    assert tuning.describe_change(recipe, recipe) == "the recipe"
+    other = tuning.with_value(recipe, "dropout", 0.4)
+    other = tuning.with_value(other, "learning_rate", 5e-3)
+    assert tuning.describe_change(recipe, other) == "dropout 0.4, rate 0.005"
+
+
+def test_both_ways_of_sampling_are_shown():
+    shown = sampling.table("bert4rec", "toys")
+    assert "by default" in shown and "loaders" in shown
