@@ -19,8 +19,9 @@ from sevo_jax.cli._runs import (
 )
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.reports.comparison import format_metrics
-from sevo_jax.training import OptimizerConfig, Trainer, connect
-from sevo_jax.training.processes import is_first
+from sevo_jax.training import OptimizerConfig, Trainer, connect, fingerprint
+from sevo_jax.training.identity import check_processes
+from sevo_jax.training.processes import is_first, on_first
 from sevo_jax.training.profiling import format_phases, profile
 
 
@@ -99,13 +100,19 @@ def train(args: Sequence[str]) -> None:
     split = leave_one_out(options.data.load())
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
-    if options.distributed == "auto":
-        connect()
-    elif options.distributed is not None:
-        connect(*options.distributed)
+    if options.distributed is not None:
+        connect(*(() if options.distributed == "auto" else options.distributed))
+        values = {name: getattr(options, name) for name in ("seed", "mesh", "resume")}
+        check_processes(
+            {
+                "recipe": recipe.to_dict(),
+                "dataset": fingerprint(split),
+                "output": str(output.absolute()),
+                **values,
+            }
+        )
     mesh = options.devices()
-    if is_first():
-        check_output(output, options.resume)
+    on_first(lambda: check_output(output, options.resume))
     folder = run_folder(output, options.data)
     trainer = Trainer(recipe, split, mesh=mesh)
     if options.profile is not None:

@@ -20,6 +20,7 @@ from jaxtyping import ArrayLike
 import sevo_jax
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.training.checkpoint import CheckpointError
+from sevo_jax.training.processes import gather
 
 
 def fingerprint(split: LeaveOneOut) -> dict[str, Any]:
@@ -100,7 +101,10 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     Raises:
       CheckpointError: naming each entry that differs, with both values.
     """
-    found = differences(saved, asked)
+    found = [
+        f"{name} was {was!r:.80} and is {now!r:.80}"
+        for name, was, now in differences(saved, asked)
+    ]
     if found:
         raise CheckpointError(
             f"the checkpoint is of another run: {'; '.join(found)}. Give what it was "
@@ -108,13 +112,37 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         )
 
 
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """The entries of nested tables that differ, as `name was ... and is ...`."""
-    saved, asked = _flat(saved), _flat(asked)
+def check_processes(values: Mapping[str, Any]) -> None:
+    """Makes sure that all processes of a run were given the same; all call this.
+
+    Args:
+      values: nested tables of JSON values that determine what a process does.
+
+    Raises:
+      ValueError: in every process, naming each entry that differs.
+    """
+    first, *others = map(json.loads, gather(json.dumps(values)))
+    found = [
+        f"{name} is {one!r:.80} in process 0 and {other!r:.80} in process {process}"
+        for process, table in enumerate(others, start=1)
+        for name, one, other in differences(first, table)
+    ]
+    if found:
+        raise ValueError(
+            f"the processes were given different things: {'; '.join(found[:8])}. Give "
+            "all the same options and data"
+        )
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """The entries of nested tables that differ: name, value, other value."""
+    one, other = _flat(one), _flat(other)
     return [
-        f"{name} was {saved.get(name)!r:.80} and is {asked.get(name)!r:.80}"
-        for name in sorted(saved.keys() | asked.keys())
-        if saved.get(name) != asked.get(name)
+        (name, one.get(name), other.get(name))
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
     ]
 
 

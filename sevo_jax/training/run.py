@@ -21,7 +21,7 @@ from sevo_jax.training.checkpoint import CheckpointError
 from sevo_jax.training.epoch import TrainState
 from sevo_jax.training.folder import RunFolder
 from sevo_jax.training.identity import check_same, differences, fingerprint
-from sevo_jax.training.processes import is_first
+from sevo_jax.training.processes import is_first, on_first
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.run_log import RunLog
 
@@ -170,8 +170,7 @@ class Run:
           CheckpointError: if it is of another run, or has trained more epochs.
           Exception: as `RunFolder.claimed`.
         """
-        if is_first():
-            stack.enter_context(folder.claimed(resume=resume))
+        on_first(lambda: stack.enter_context(folder.claimed(resume=resume)))
         if resume:
             self._restore(folder, epochs)
         if is_first():
@@ -210,10 +209,13 @@ class Run:
         arrays = checkpoint.arrays(**{"training": self.state, best: self.best})
         self.state, self.best = arrays["training"], arrays[best]
         self.progress = Progress(**progress)
-        changes = differences(about["machine"], self.machine)
+        changes = [
+            f"{name} is {now!r}, not {was!r}"
+            for name, was, now in differences(about["machine"], self.machine)
+        ]
         if changes:
             self.progress.notes.append(
-                f"resumed after epoch {trained} where {'; '.join(changes)}: the "
+                f"resumed after epoch {trained} where {', '.join(changes)}: the "
                 "numbers are those of an unbroken run up to rounding"
             )
         # As if the time before had just been spent.

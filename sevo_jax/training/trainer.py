@@ -37,6 +37,7 @@ from sevo_jax.training.epoch import (
 )
 from sevo_jax.training.folder import RunFolder
 from sevo_jax.training.identity import (
+    check_processes,
     digest,
     fingerprint,
     machine,
@@ -205,6 +206,7 @@ class Trainer:
             raise ValueError(f"seeds are {list(seeds)}: give at least one, none twice")
         if outputs is not None and len(outputs) != len(seeds):
             raise ValueError(f"there are {len(seeds)} seeds and {len(outputs)} outputs")
+        check_processes({"seeds": list(seeds)})
         with contextlib.ExitStack() as stack:
             runs = [
                 self._open(stack, seed, output, resume, progress and not index, label)
@@ -233,9 +235,19 @@ class Trainer:
             raise ValueError(f"seed is {seed}: it must be in [0, 2**32)")
         if resume and output is None:
             raise ValueError("resume=True needs output: the directory of the run")
-        run = self._start(seed)
-        if output is not None:
-            folder = output if isinstance(output, RunFolder) else RunFolder(output)
+        folder = RunFolder(output) if isinstance(output, str | Path) else output
+        identity = self._identity(seed)
+        check_processes(
+            {
+                **identity,
+                "mesh": str(self.mesh.devices.shape),
+                "output": folder and str(folder.path.absolute()),
+                "resume": resume,
+            }
+        )
+        state = self.start(seed)
+        run = Run(seed, identity, machine(self.mesh), state, best=self._best(state))
+        if folder is not None:
             run.open(
                 stack,
                 folder,
@@ -359,29 +371,23 @@ class Trainer:
 
         return optax.GradientTransformationExtraArgs(given.init, update)
 
-    def _start(self, seed: int) -> Run:
-        state = self.start(seed)
-        return Run(
-            seed=seed,
-            identity={
-                "recipe": self.recipe.to_dict(),
-                "seed": seed,
-                "dataset": fingerprint(self.split),
-                "versions": versions(),
-                "settings": settings(),
-                "propagated": {
-                    name: {
-                        "num_nodes": graph.num_nodes,
-                        "num_entries": graph.num_entries,
-                    }
-                    for name, graph in self._propagated.items()
-                },
-                **self._given,
+    def _identity(self, seed: int) -> dict[str, Any]:
+        """What determines the numbers of a run, as JSON values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "seed": seed,
+            "dataset": fingerprint(self.split),
+            "versions": versions(),
+            "settings": settings(),
+            "propagated": {
+                name: {
+                    "num_nodes": graph.num_nodes,
+                    "num_entries": graph.num_entries,
+                }
+                for name, graph in self._propagated.items()
             },
-            machine=machine(self.mesh),
-            state=state,
-            best=self._best(state),
-        )
+            **self._given,
+        }
 
     def _best(self, state: TrainState) -> nnx.State:
         """What is kept of a state: a copy of what the model ranks with.

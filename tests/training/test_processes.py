@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -19,8 +20,9 @@ from sevo_jax.data import leave_one_out
 from sevo_jax.data.readers import read
 from sevo_jax.data.writers import write
 from sevo_jax.models import MFBPRConfig
-from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
+from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer, processes
 from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.processes import meet
 from sevo_jax.training.run_log import RunLog
 
 # Seconds without a sign of life. Ten are too few where many tests share a processor.
@@ -229,6 +231,124 @@ def test_command_line_goes_on_in_more_processes(
         for name in ("alone", "run")
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=TOLERANCE)
+
+
+def test_processes_that_disagree_end_with_one_line(recipe, data, ring_log, tmp_path):
+    """Each kind of difference, and then the epochs, of which one would wait forever."""
+    other = str(tmp_path / "other.txt")
+    write(ring_log(num_users=41), other)
+    command = [
+        *("-m", "sevo_jax", "train", "--model", recipe.model, "--data", str(data)),
+        *("--mesh", "2", "1", "--output", str(tmp_path / "run"), "--distributed"),
+    ]
+    for options, names in [
+        (
+            ["--seed", "1", "--learning-rate", "0.5"],
+            ["seed is 0 in process 0 and 1 in"],
+        ),
+        (["--epochs", "7", "--data", other], ["recipe.epochs", "dataset.num_users"]),
+    ]:
+        address = coordinator()
+        done = finish(
+            [
+                start(*command, address, "2", "0"),
+                start(*command, address, "2", "1", *options),
+            ],
+            seconds=120,
+        )
+        for status, _, errors in done:
+            assert status == 2
+            (line,) = errors.splitlines()
+            assert line.startswith(
+                "sevo-jax: error: the processes were given different"
+            )
+            assert all(name in line for name in names)
+        assert not (tmp_path / "run").exists()
+
+
+def together(*calls, seconds=3.0):
+    """What `meet` comes to in processes of these arguments: None, or the message."""
+
+    def one(call):
+        try:
+            meet(*call, seconds=seconds)
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(one, calls))
+
+
+def test_processes_meet_in_any_order():
+    address = coordinator()
+    assert together(*((address, 3, i) for i in (2, 0, 1)), seconds=60) == [None] * 3
+
+
+def test_processes_that_do_not_meet_are_told_why():
+    address = coordinator()
+    messages = together((address, 3, 0), (address, 3, 2))
+    assert messages == 2 * [
+        "process 1 of 3 did not call in 3 s: start all processes, with the same address"
+    ]
+    messages = together((address, 3, 0), (address, 3, 1), (address, 3, 1))
+    assert messages == 3 * ["two processes were started as process 1"]
+    messages = together((address, 2, 0), (address, 3, 1))
+    assert messages == 2 * ["process 1 was started as one of 3, process 0 as one of 2"]
+
+
+def test_other_callers_do_not_disturb_the_meeting():
+    address = coordinator()
+    host, port = address.split(":")
+
+    def knock():
+        for greeting in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff\n"):
+            with socket.create_connection((host, int(port)), timeout=10) as call:
+                call.sendall(greeting)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(together, (address, 2, 0), seconds=60)
+        time.sleep(0.5)
+        pool.submit(knock).result()
+        assert together((address, 2, 1), seconds=60) == [None]
+        assert first.result() == [None]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "localhost"])
+def test_a_host_that_does_not_answer_is_one_line(host, process, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "_SECONDS_TO_MEET", 1)
+    address = f"{host}:{coordinator().split(':')[1]}"
+    began = time.monotonic()
+    assert main(["train", "--distributed", address, "2", str(process)]) == 2
+    assert time.monotonic() - began < 30
+    (line,) = capsys.readouterr().err.splitlines()
+    if (host, process) == ("localhost", 0):
+        assert "process 1 of 2 did not call in 1 s" in line
+    else:
+        assert f"process 0 does not answer at {address}" in line
+
+
+def test_a_port_in_use_is_one_line(capsys):
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        assert main(["train", "--distributed", address, "2", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot listen at {address} (Address already in use)" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["localhost", "2", "0"], "the address is 'localhost': it must be HOST:PORT"),
+        (["localhost:x", "2", "0"], "must be HOST:PORT"),
+        (["localhost:70000", "2", "0"], "must be HOST:PORT"),
+        (["localhost:1234", "2", "2"], "process 2 of 2: they count from 0"),
+    ],
+)
+def test_bad_addresses_are_refused(arguments, message, capsys):
+    assert main(["train", "--distributed", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_a_mesh_of_a_part_of_the_devices_is_refused(monkeypatch):
