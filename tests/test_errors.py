@@ -149,7 +149,7 @@ def test_traced_bcoo_in_update(make):
             params, tx.init(params), params, graphs={"item_embedding": graph}
         )
 
-    with raises(TypeError, "'item_embedding'", "traced BCOO", "sevo_jax.prepare"):
+    with raises(TypeError, "'item_embedding'", "is traced", "sevo_jax.prepare"):
         step(as_bcoo(DENSE))
     step(sevo.prepare(GRAPH))
 
@@ -166,8 +166,8 @@ def test_graph_in_a_mapping_is_named(make):
     graphs = {"good": GRAPH, ("bad", "worse"): scipy.sparse.csr_array(DENSE[:3])}
     with raises(ValueError, "('bad', 'worse')", "must be square", "(3, 4)"):
         make(graphs)
-    with raises(TypeError, "'bad'", "ndarray", "csr_array"):
-        make({"bad": DENSE})
+    with raises(TypeError, "'bad'", "builtins.list", "csr_array"):
+        make({"bad": DENSE.tolist()})
 
 
 @pytest.mark.parametrize("key", [1, (), ("item", 2), ("item", ""), None])
@@ -347,8 +347,8 @@ def test_update_of_another_tree():
 @pytest.mark.parametrize(
     "table, error, parts",
     [
-        (np.ones((5, 3)), ValueError, ["(5, 3)", "4 nodes", "[4, d]"]),
-        (np.ones(4), ValueError, ["(4,)", "[4, d]"]),
+        (np.ones((5, 3)), ValueError, ["(5, 3)", "4 nodes", "[..., 4, d]"]),
+        (np.ones(4), ValueError, ["(4,)", "[..., 4, d]"]),
         (np.ones((4, 3), np.int32), TypeError, ["floating point", "int32"]),
     ],
     ids=["rows", "vector", "integer"],
