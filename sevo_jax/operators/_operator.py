@@ -32,6 +32,12 @@ class GraphOperator(abc.ABC):
       >>> op @ jnp.array([[3.0], [5.0]])
       Array([[5.],
              [3.]], dtype=float32)
+
+    .. note:: :func:`jax.export.export` for a CPU wants to be told that the native
+      kernel may change from one version of JAX to another: pass it ``disabled_checks=
+      [jax.export.DisabledSafetyCheck.custom_call("cpu_csr_sparse_dense_ffi")]``, and
+      run the exported program with the version of JAX that exported it. For other
+      platforms there is nothing to pass.
     """
 
     num_nodes: int

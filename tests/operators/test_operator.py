@@ -4,6 +4,7 @@ import re
 from operator import matmul
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -332,3 +333,24 @@ def test_another_platform_gets_a_portable_program(path, platform, random_graph):
     assert "custom_call" not in program
     assert "stablehlo.gather" in program and "stablehlo.scatter" in program
     assert "indices_are_sorted = true" in program
+
+
+# ------------------------------------------------------------------ export
+
+
+@pytest.mark.parametrize("platforms", [["cpu"], ["cuda"], ["tpu"], ["cpu", "tpu"]])
+def test_a_training_step_is_exported(platforms, random_graph):
+    graph = scipy.sparse.csr_array(random_graph(0, 6))
+    params = {"item_embedding": jnp.ones((6, 2)), "bias": jnp.ones(2)}
+    tx = sevo.sevo_adamw(0.1, {"item_embedding": graph})
+    step = jax.jit(tx.update)
+    arguments = params, tx.init(params), params
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(NATIVE)]
+    # Optax mixes the dtypes of its counts.
+    with jax.numpy_dtype_promotion("standard"):
+        exported = jax.export.export(step, platforms=platforms, disabled_checks=allowed)
+        program = exported(*arguments)
+        if "cpu" in platforms:
+            updates, _ = program.call(*arguments)
+            expected, _ = step(*arguments)
+            jax.tree.map(np.testing.assert_array_equal, updates, expected)
