@@ -41,7 +41,8 @@ from tables import (
     text,
 )
 
-from sevo_jax.reports.comparison import METRICS, Spread
+from sevo_jax.evaluation import PAPER_METRICS
+from sevo_jax.reports.comparison import Spread
 
 FOLDER = RESULTS / "table3"
 OPTIMIZERS = ("sevo_adamw", "adamw")
@@ -110,7 +111,9 @@ def table() -> str:
             sevo, plain = cell(backbone, dataset)
             paper = NUMBERS["without"][f"{about.paper}-{dataset}"]
             rows.append([backbone, *[""] * len(COLUMNS)])
-            rows.append(["  AdamW, paper", *(f"{paper[m]:.4f}" for m in METRICS), ""])
+            rows.append(
+                ["  AdamW, paper", *(f"{paper[m]:.4f}" for m in PAPER_METRICS), ""]
+            )
             if plain:
                 rows.append([f"  AdamW, {seeds(plain)}", *_spreads(plain)])
             rows.append(["  SEvo, authors", *authors_spreads(backbone, dataset)])
@@ -171,7 +174,7 @@ def average_improvements() -> list[list[str]]:
         for dataset in DATASETS:
             sevo, plain = cell(backbone, dataset)
             shared = sorted(sevo.keys() & plain.keys())
-            for metric in METRICS:
+            for metric in PAPER_METRICS:
                 key = f"{dataset} {metric}"
                 with_sevo = NUMBERS["with"][f"{backbone}-{dataset}"][metric]["mean"]
                 without = NUMBERS["without"][f"{about.paper}-{dataset}"][metric]
@@ -184,7 +187,7 @@ def average_improvements() -> list[list[str]]:
                     ours[key] = means[0] / means[1] - 1
         same = {key: paper[key] for key in ours}
         cells = [_mean_percent(each) for each in (ours, paper, same)]
-        datasets = len(ours) // len(METRICS)
+        datasets = len(ours) // len(PAPER_METRICS)
         rows.append([f"{about.label}, {datasets} data sets", *cells])
     return rows
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from sevo_jax.reports.comparison import METRICS, Spread, paired_difference
+from sevo_jax.evaluation import PAPER_METRICS
+from sevo_jax.reports.comparison import Spread, paired_difference
 
 VALID = "valid NDCG@10"
-COLUMNS = (*METRICS, VALID)
+COLUMNS = (*PAPER_METRICS, VALID)
 """Test metrics, and the validation metric by which the epoch is chosen."""
 
 Results = Mapping[int, dict]

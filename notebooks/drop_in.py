@@ -31,7 +31,7 @@ import optax
 import sevo_jax as sevo
 from sevo_jax.data import leave_one_out, synthetic
 from sevo_jax.samples.negatives import NegativeSampler
-from sevo_jax.evaluation import metrics, target_ranks
+from sevo_jax.evaluation import measure, target_ranks
 
 # %% [markdown]
 # ## The loop you have
@@ -103,7 +103,7 @@ def fit(optimizer, seed, epochs=60, **extra):
     for epoch in range(epochs):
         params, state = train_epoch(params, state, draw_epoch(seed, epoch), extra)
         if (epoch + 1) % 5 == 0:
-            curve.append((epoch + 1, metrics(validation_ranks(params))["NDCG@10"]))
+            curve.append((epoch + 1, measure(validation_ranks(params))["NDCG@10"]))
     return params, np.array(curve)
 
 
@@ -155,7 +155,7 @@ gradient = jax.grad(loss)(params_after, tuple(b[0] for b in draw_epoch(0, 0)))
 update = gradient["item_embedding"]
 for beta in (0.5, 0.9, 0.99):
     smoothed = sevo.smoothing.neumann(operator, update, beta, num_layers=3)
-    report = sevo.smoothing.effect(operator, update, smoothed)
+    report = sevo.smoothing.compare(operator, update, smoothed)
     share = report.smoothness_after / report.smoothness_before
     print(
         f"beta {beta}: roughness {share:.3f} of what it was, cosine {report.cosine:.2f},"

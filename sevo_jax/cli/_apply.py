@@ -1,12 +1,13 @@
 """`sevo-jax evaluate` and `sevo-jax recommend`: what a trained model is good for."""
 
 import csv
+import dataclasses
 import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -26,6 +27,14 @@ _RunFolder = Annotated[
     tyro.conf.Positional,
     option("Folder of a run, which train or compare wrote.", "RUN"),
 ]
+_Seen = Annotated[
+    Literal["mask", "keep"] | None,
+    option(
+        "Whether items in a user's history are left out of the user's ranking (mask) "
+        "or stay in (keep).",
+        default="as in training",
+    ),
+]
 _TrainedOn = tyro.conf.OmitArgPrefixes[DataOptions]
 
 
@@ -34,7 +43,8 @@ class Evaluate:
     """Measure a trained model: metrics on the validation and the test items.
 
     the parameters:
-      the best so far by validation NDCG@10, of a finished or an unfinished run
+      the best so far by the run's metric of selection, of a finished or an unfinished
+      run
 
     the data:
       where the run remembers it to be, unless options of data are given
@@ -44,6 +54,16 @@ class Evaluate:
     """
 
     run: _RunFolder
+    metrics: Annotated[
+        tuple[str, ...],
+        option(
+            "HR, Recall, NDCG or MRR with a cut-off, such as HR@10, the latter two "
+            "also without one.",
+            "NAME [NAME ...]",
+            "as in training",
+        ),
+    ] = ()
+    seen: _Seen = None
     output: Annotated[
         Path | None,
         option("Write the metrics as JSON too.", "FILE", "print them only"),
@@ -60,7 +80,7 @@ class Recommend:
 
     the data:
       where the run remembers it to be, unless options of data are given; a user's
-      whole history is the input, and what is in it is left out
+      whole history is the input
 
     examples:
       sevo-jax recommend runs/beauty/sevo_adamw-seed0 --users 17 42 --top 5
@@ -72,6 +92,7 @@ class Recommend:
         tuple[str, ...], option("Ids of users, as in the data.", "ID [ID ...]", "all")
     ] = ()
     top: Annotated[int, option("How many items for each user.", "N")] = 10
+    seen: _Seen = None
     output: Annotated[
         Path | None,
         option("A .csv or .parquet file for the table.", "FILE", "print it as CSV"),
@@ -83,11 +104,17 @@ def evaluate(args: Sequence[str]) -> None:
     """Runs ``sevo-jax evaluate`` with `args`."""
     options = parse(Evaluate, "evaluate", args)
     saved, split = _open(options.run, options.data)
+    config = saved.recipe.evaluation
+    config = dataclasses.replace(
+        config,
+        metrics=options.metrics or config.metrics,
+        seen=options.seen or config.seen,
+    )
     parts = {
-        "valid": evaluation.evaluate(saved.model, split, "valid"),
-        "test": evaluation.evaluate(saved.model, split, "test"),
+        "valid": evaluation.evaluate(saved.model, split, "valid", config),
+        "test": evaluation.evaluate(saved.model, split, "test", config),
     }
-    protocol = RunFolder(options.run).about["protocol"]
+    protocol = evaluation.describe(split, config, eval_every=saved.recipe.eval_every)
     entry = {
         "model": saved.recipe.model,
         "optimizer": saved.recipe.optimizer.name,
@@ -120,7 +147,8 @@ def recommend(args: Sequence[str]) -> None:
             f"--top is {options.top}: choose 1 to {split.num_items}, the number of "
             "items"
         )
-    columns = _columns(saved, split.log, options.users, options.top)
+    seen = options.seen or saved.recipe.evaluation.seen
+    columns = _columns(saved, split.log, options.users, options.top, seen)
     if options.output is None:
         sys.stdout.write(_csv(columns))
         return
@@ -136,11 +164,17 @@ def _open(run: Path, data: DataOptions) -> tuple[SavedRun, LeaveOneOut]:
 
 
 def _columns(
-    saved: SavedRun, log: InteractionLog, users: Sequence[str], top: int
+    saved: SavedRun,
+    log: InteractionLog,
+    users: Sequence[str],
+    top: int,
+    seen: Literal["mask", "keep"],
 ) -> dict[str, np.ndarray]:
     rows = _rows(log, users)
     histories = Sequences.from_lists(log.sequences[row] for row in rows)
-    items, scores = evaluation.recommend(saved.model, histories, top, users=rows)
+    items, scores = evaluation.recommend(
+        saved.model, histories, top, users=rows, seen=seen
+    )
     # A user who has seen nearly everything gets fewer.
     found = items >= 0
     ranks = np.broadcast_to(np.arange(1, top + 1), items.shape)

@@ -45,8 +45,8 @@ class Compare(RecipeOptions):
       the first optimizer, and the p-value of a paired t-test
 
     the output folder gets:
-      results.json, table.txt, training_loss.png, validation_ndcg.png, smoothness.png,
-      and OPTIMIZER-seedN with the checkpoints of each run, for evaluate and recommend
+      results.json, table.txt, training_loss.png, validation.png, smoothness.png, and
+      OPTIMIZER-seedN with the checkpoints of each run, for evaluate and recommend
 
     examples:
       sevo-jax compare
@@ -112,7 +112,7 @@ def compare(args: Sequence[str]) -> None:
             write_results(output / "results.json", [_entry(each) for each in results])
         table = format_table([_entry(each) for each in results])
         replace_text(output / "table.txt", table + "\n")
-        _draw(results, output)
+        _draw(results, recipe.evaluation.selection, output)
     print(table)
 
 
@@ -164,7 +164,7 @@ def _entry(result: RunResult) -> dict:
     return {key: getattr(result, key) for key in RUN_KEYS}
 
 
-def _draw(results: Sequence[RunResult], output: Path) -> None:
+def _draw(results: Sequence[RunResult], selection: str, output: Path) -> None:
     def curves(series: Callable[[RunResult], dict[int, float]]):
         names = dict.fromkeys(result.optimizer for result in results)
         return {
@@ -177,12 +177,13 @@ def _draw(results: Sequence[RunResult], output: Path) -> None:
     def loss(result: RunResult) -> dict[int, float]:
         return dict(enumerate(result.losses, start=1))
 
-    def ndcg(result: RunResult) -> dict[int, float]:
-        return {each["epoch"]: each["valid"]["NDCG@10"] for each in result.history}
+    def metric(result: RunResult) -> dict[int, float]:
+        return {each["epoch"]: each["valid"][selection] for each in result.history}
 
     def smoothness(result: RunResult) -> dict[int, float]:
         return {each["epoch"]: each["relative_smoothness"] for each in result.history}
 
     plots.save(plots.training_loss(curves(loss)), output / "training_loss.png")
-    plots.save(plots.validation_ndcg(curves(ndcg)), output / "validation_ndcg.png")
+    validation = plots.validation(curves(metric), selection)
+    plots.save(validation, output / "validation.png")
     plots.save(plots.smoothness(curves(smoothness)), output / "smoothness.png")

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from sevo_jax._files import is_empty
 from sevo_jax.cli._options import DataOptions, option
+from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.models import MODELS
 from sevo_jax.training import (
     RECIPES,
@@ -62,6 +63,7 @@ class RecipeOptions:
     architecture: tyro.conf.OmitArgPrefixes[object]
     optimizer: Any
     graph: GraphConfig
+    evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig]
 
     def build(self) -> Recipe:
         """The recipe that the options describe."""

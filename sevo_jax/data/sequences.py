@@ -139,6 +139,35 @@ class Sequences:
         values = np.insert(self.values, self.offsets[1:][added], column[added])
         return Sequences.from_lengths(values, self.lengths + added)
 
+    def take(self, rows: np.ndarray) -> Sequences:
+        """Picks rows, in the order of the integers `rows`.
+
+        Example:
+          >>> from sevo_jax.data import Sequences
+          >>> rows = Sequences.from_lists([[3, 1], [], [5]])
+          >>> [row.tolist() for row in rows.take(np.array([2, 0, 2]))]
+          [[5], [3, 1], [5]]
+        """
+        starts = self.offsets[rows]
+        return self._gather(starts, self.offsets[rows + 1] - starts)
+
+    def distinct(self) -> Sequences:
+        """The items of each row in ascending order, each of them once.
+
+        Example:
+          >>> from sevo_jax.data import Sequences
+          >>> rows = Sequences.from_lists([[2, 0, 2], [], [1]])
+          >>> [row.tolist() for row in rows.distinct()]
+          [[0, 2], [], [1]]
+        """
+        if not len(self.values):
+            return self
+        num_items = int(self.values.max()) + 1
+        rows, values = np.divmod(
+            np.unique(self.rows * num_items + self.values), num_items
+        )
+        return Sequences.from_lengths(values, np.bincount(rows, minlength=len(self)))
+
     def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Rows `values[starts[i]:starts[i] + lengths[i]]`."""
         return Sequences.from_lengths(self.values[ranges(starts, lengths)], lengths)

@@ -1,87 +1,86 @@
-"""Ranking metrics of one relevant item a user: hit rate and NDCG from ranks."""
+"""Ranking metrics: the mean over users of a gain of the target's rank."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-HIT_RATE_CUTOFFS = (1, 5, 10)
-NDCG_CUTOFFS = (5, 10)
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "HR": np.ones_like,
+    "Recall": np.ones_like,
+    "NDCG": lambda rank: 1.0 / np.log2(rank + 1.0),
+    "MRR": lambda rank: 1.0 / rank,
+}
+"""The metrics: what a user gains whose target, the only one, has a rank.
+
+The rank counts from 1 and lies between two integers where the target is tied with other
+items. With a cut-off, as in `NDCG@10`, ranks beyond it gain nothing.
+"""
+
+PAPER_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
+"""What the paper reports."""
 
 
-def hit_rate(ranks: ArrayLike, k: int) -> float:
-    """Share of users whose target is among the first `k` of their ranking.
-
-    Args:
-      ranks: 1-based ranks of the targets, `[num_users]`, integers.
-      k: cut-off, at least 1.
-
-    Returns:
-      HR@k in [0, 1].
-
-    Raises:
-      ValueError: if there are no ranks, a rank is below 1, or `k` is below 1.
-
-    Examples:
-      >>> hit_rate([1, 4, 11, 2], 10)
-      0.75
-    """
-    return float(np.mean(_checked(ranks, k) <= k))
-
-
-def ndcg(ranks: ArrayLike, k: int) -> float:
-    r"""Normalised discounted cumulative gain at `k` for a single target a user.
-
-    .. math::
-      \mathrm{NDCG@}k = \frac{1}{|U|} \sum_u \frac{[r_u \le k]}{\log_2(r_u + 1)}
-
-    The ideal gain is 1, since one item is relevant.
+def measure(
+    ranks: ArrayLike, metrics: Iterable[str] = PAPER_METRICS
+) -> dict[str, float]:
+    """Metrics of the ranks of the users' targets.
 
     Args:
-      ranks: 1-based ranks of the targets, `[num_users]`, integers.
-      k: cut-off, at least 1.
-
-    Returns:
-      NDCG@k in [0, 1].
-
-    Raises:
-      ValueError: if there are no ranks, a rank is below 1, or `k` is below 1.
-
-    Examples:
-      >>> ndcg([1, 3, 11], 10)
-      0.5
-    """
-    ranks = _checked(ranks, k)
-    return float(np.mean(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)))
-
-
-def metrics(ranks: ArrayLike) -> dict[str, float]:
-    """The paper's five metrics: HR@1, HR@5, HR@10, NDCG@5, NDCG@10.
-
-    Args:
-      ranks: 1-based ranks of the targets, `[num_users]`, integers.
+      ranks: 1-based ranks of the targets, `[num_users]`.
+      metrics: names from `METRICS`, each with a cut-off (`HR@10`) or, where ranks far
+        down gain little by themselves, without one (`MRR`).
 
     Returns:
       Metric by name, each in [0, 1].
 
     Raises:
-      ValueError: if there are no ranks or a rank is below 1.
+      ValueError: if there are no ranks, a rank is below 1 or no number, or there is no
+        such metric.
 
     Examples:
-      >>> metrics([1, 3, 11])["NDCG@10"]
-      0.5
+      >>> measure([1, 3, 11], ["HR@5", "NDCG@10", "MRR@3"])
+      {'HR@5': 0.6666666666666666, 'NDCG@10': 0.5, 'MRR@3': 0.4444444444444444}
     """
-    return {f"HR@{k}": hit_rate(ranks, k) for k in HIT_RATE_CUTOFFS} | {
-        f"NDCG@{k}": ndcg(ranks, k) for k in NDCG_CUTOFFS
-    }
-
-
-def _checked(ranks: ArrayLike, k: int) -> np.ndarray:
-    ranks = np.asarray(ranks)
-    if k < 1:
-        raise ValueError(f"the cut-off k is {k}: it counts items, give at least 1")
+    ranks = np.asarray(ranks, float)
     if ranks.size == 0:
         raise ValueError("there are no ranks: no user has a target item")
-    if ranks.min() < 1:
-        raise ValueError(f"a rank is {ranks.min()}: ranks count from 1, the best")
-    return ranks
+    if not ranks.min() >= 1:
+        raise ValueError(f"a rank is {ranks.min():g}: ranks count from 1, the best")
+    measured = {}
+    for name in metrics:
+        gain, cutoff = parse(name)
+        measured[name] = float(np.mean(np.where(ranks <= cutoff, gain(ranks), 0.0)))
+    return measured
+
+
+def parse(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """The gain and the cut-off that a metric's name stands for.
+
+    Args:
+      name: such as `NDCG@10` or `MRR`.
+
+    Returns:
+      An entry of `METRICS`, and the last rank that counts: infinity without a cut-off.
+
+    Raises:
+      ValueError: if there is no such metric, or it needs a cut-off.
+
+    Examples:
+      >>> parse("HR@10")[1], parse("MRR")[1]
+      (10.0, inf)
+    """
+    found = re.fullmatch(r"(\w+)(?:@([1-9]\d*))?", name, re.ASCII)
+    if found is None or found[1] not in METRICS:
+        raise ValueError(
+            f"there is no metric {name!r:.40}: choose from {', '.join(METRICS)}, with "
+            "a cut-off as in NDCG@10"
+        )
+    gain, cutoff = METRICS[found[1]], found[2]
+    # It would be the same whatever the ranks are.
+    if cutoff is None and gain(np.array(np.inf)) > 0:
+        raise ValueError(f"{name} needs a cut-off, as in {name}@10")
+    return gain, float(cutoff or "inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut
-from sevo_jax.evaluation.metrics import metrics
-
-Part = Literal["valid", "test"]
+from sevo_jax.evaluation.metrics import measure
+from sevo_jax.evaluation.protocol import (
+    EvaluationConfig,
+    Part,
+    Seen,
+    targets_and_histories,
+)
 
 # About two million scores (8 MB) stay in a processor's last-level cache between the
 # product and the comparison; on 12,101 items, batches of 64 to 256 users take equally
@@ -43,31 +47,38 @@ class Scorer(Protocol):
 
 def target_ranks(
     scores: Float[Array, "b n"], targets: Int[Array, " b"], seen: Int[Array, "b m"]
-) -> Int[Array, " b"]:
+) -> Float[Array, " b"]:
     """Rank of each row's target among the items its user has not seen.
 
-    One plus the number of items scored strictly above the target, less the seen ones
-    among them: equal to sorting, without a sort. Ties go to the target.
+    One plus the number of other items scored above the target, plus half of those
+    scored like it: the mean rank over all orders of the ties. No scores are sorted.
 
     Args:
-      scores: a score for each of the `n` items.
-      targets: the item whose rank is asked, in `[0, n)`; not among the seen ones.
-      seen: distinct items to leave out, padded with -1.
+      scores: a finite score for each of the `n` items.
+      targets: the item whose rank is asked, in `[0, n)`; ranked even where it is seen.
+      seen: items to leave out, padded with -1; one that comes twice is one item.
 
     Returns:
-      1-based ranks, int32.
+      1-based ranks, integers and halves, float32.
 
     Examples:
-      >>> scores = jnp.array([[0.9, 0.8, 0.1, 0.5]])
-      >>> target_ranks(scores, jnp.array([3]), jnp.array([[0, -1]])).tolist()
-      [2]
+      >>> scores = jnp.array([[0.9, 0.8, 0.1, 0.5, 0.5]])
+      >>> target_ranks(scores, jnp.array([3]), jnp.array([[0, 0, -1]])).tolist()
+      [2.5]
     """
-    target = jnp.take_along_axis(scores, targets[:, None], axis=1)
-    above = jnp.sum(scores > target, axis=1, dtype=jnp.int32)
-    # Padding reads item 0 and is not counted: a negative index would wrap around.
-    seen_scores = jnp.take_along_axis(scores, jnp.maximum(seen, 0), axis=1)
-    seen_above = (seen_scores > target) & (seen >= 0)
-    return 1 + above - jnp.sum(seen_above, axis=1, dtype=jnp.int32)
+    targets = targets[:, None]
+    target = jnp.take_along_axis(scores, targets, axis=1)
+
+    def halves(scores):
+        return jnp.where(scores > target, 2, jnp.where(scores == target, 1, 0))
+
+    seen = jnp.sort(seen, axis=1)
+    counts = (jnp.diff(seen, axis=1, prepend=-1) > 0) & (seen != targets)
+    # Padding reads item 0 and does not count: a negative index would wrap around.
+    of_seen = halves(jnp.take_along_axis(scores, jnp.maximum(seen, 0), axis=1))
+    total = jnp.sum(halves(scores), axis=1) - jnp.sum(of_seen * counts, axis=1)
+    # The target is tied with itself.
+    return 1 + (total - 1) / jnp.float32(2)
 
 
 class Evaluator:
@@ -77,10 +88,14 @@ class Evaluator:
     validation item is appended to both. Users without a target are left out. Inputs
     are made once, and grouped so that short ones need not be as wide as long ones.
 
+    The rank of a target is the mean of those that it shares with items of the same
+    score, so that a tie does not pay.
+
     Args:
       model: gives `inputs`; its parameters are not kept.
       split: the data.
       part: which item of a user is the target, `"valid"` or `"test"`.
+      config: which metrics, and whether seen items are ranked.
       batch_size: users scored at a time; by default as many as keep the scores in
         the processor's cache.
       sharding: where the arrays of a batch go, which may split their first axis, the
@@ -100,34 +115,36 @@ class Evaluator:
         model: Scorer,
         split: LeaveOneOut,
         part: Part,
+        config: EvaluationConfig | None = None,
         *,
         batch_size: int | None = None,
         sharding: NamedSharding | None = None,
     ):
-        if part not in ("valid", "test"):
-            raise ValueError(f"part is {part!r}: choose 'valid' or 'test'")
-        targets = split.valid if part == "valid" else split.test
+        config = config or EvaluationConfig()
+        targets, histories = targets_and_histories(split, part)
         users = np.flatnonzero(targets >= 0)
         if users.size == 0:
             raise ValueError(
                 f"no user of {split.log.name!r} has a {part} item: leave-one-out needs "
                 "users with more than 3 interactions"
             )
-        history = split.train if part == "valid" else split.train.append(split.valid)
-        history = _take(history, users)
+        histories = histories.take(users)
         size = min(batch_size or _batch_size(split.num_items), users.size)
         shards = 1 if sharding is None else len(sharding.device_set)
         size = -(-size // shards) * shards
         self.part = part
         self.users = users
+        self._metrics = config.measured
+        self._user_ids = split.log.user_ids
         self._sharding = sharding
+        seen = _seen(histories, config.seen)
         self._batches = [
-            (rows, [self._put(x) for x in (inputs, targets[users[rows]], seen)])
-            for rows, inputs, seen in _batches(model, history, users, history, size)
+            (rows, [self._put(x) for x in (inputs, targets[users[rows]], left_out)])
+            for rows, inputs, left_out in _batches(model, histories, users, seen, size)
         ]
 
-    def ranks(self, model: nnx.Module) -> Int[np.ndarray, " u"]:
-        """1-based rank of the target of each of `users`, int32.
+    def ranks(self, model: nnx.Module) -> Float[np.ndarray, " u"]:
+        """1-based rank of the target of each of `users`, as `target_ranks`.
 
         Args:
           model: the same kind of model as at construction, any parameters.
@@ -140,15 +157,16 @@ class Evaluator:
             (rows, self._replicated(_batch_ranks(graphdef, state, *batch)))
             for rows, batch in self._batches
         ]
-        ranks = np.empty(self.users.size, np.int32)
-        finite = np.empty(self.users.size, bool)
+        ranks = np.empty(self.users.size, np.float32)
         for rows, result in results:
-            ranks[rows], finite[rows] = result
-        if not finite.all():
+            ranks[rows] = result
+        bad = np.isnan(ranks)
+        if bad.any():
+            first = self._user_ids[self.users[bad][0]]
             raise FloatingPointError(
-                f"{np.sum(~finite)} of {self.users.size} users have scores that are "
-                f"not finite ({self.part} items, first user {self.users[~finite][0]}): "
-                "the parameters have diverged, lower the learning rate"
+                f"{bad.sum()} of {self.users.size} users have scores that are not "
+                f"finite ({self.part} items, first user {first!s:.80}): the parameters "
+                "have diverged, lower the learning rate"
             )
         return ranks
 
@@ -165,33 +183,36 @@ class Evaluator:
         return jax.device_put(results, everywhere)
 
     def __call__(self, model: nnx.Module) -> dict[str, float]:
-        """The five metrics of `sevo_jax.evaluation.metrics`, means over `users`."""
-        return metrics(self.ranks(model))
+        """The metrics of the configuration, means over `users`."""
+        return measure(self.ranks(model), self._metrics)
 
 
 def evaluate(
     model: Any,
     split: LeaveOneOut,
     part: Part = "test",
+    config: EvaluationConfig | None = None,
     *,
     batch_size: int | None = None,
 ) -> dict[str, float]:
-    """HR and NDCG of a model under the leave-one-out protocol, seen items masked.
+    """Metrics of a model under the leave-one-out protocol.
 
     Args:
       model: a recommender of `sevo_jax.models`.
       split: the data; item `i` must be the item `i` the model was trained with.
       part: `"valid"` or `"test"`.
+      config: which metrics, and whether seen items are ranked; by default the paper's
+        five, and masked.
       batch_size: users scored at a time.
 
     Returns:
-      HR@1, HR@5, HR@10, NDCG@5, NDCG@10, each in [0, 1].
+      Metric by name, each in [0, 1].
 
     Raises:
       ValueError: if `part` is neither, or no user has a target.
       FloatingPointError: if a score is not finite.
     """
-    return Evaluator(model, split, part, batch_size=batch_size)(model)
+    return Evaluator(model, split, part, config, batch_size=batch_size)(model)
 
 
 def recommend(
@@ -200,10 +221,10 @@ def recommend(
     k: int,
     *,
     users: Int[np.ndarray, " b"] | None = None,
-    seen: Sequences | None = None,
+    seen: Seen | Sequences = "mask",
     batch_size: int | None = None,
 ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
-    """The `k` best items for each sequence, best first, seen ones left out.
+    """The `k` best items for each sequence, best first, of equal ones the lower first.
 
     Args:
       model: a recommender of `sevo_jax.models`.
@@ -211,19 +232,20 @@ def recommend(
       k: how many items, from 1 to the number of items.
       users: whose they are, for a model that knows its users; by default the user
         `i` of the training data has row `i`.
-      seen: items to leave out, one row a sequence; by default the history itself.
+      seen: `"mask"` leaves out what is in the history, `"keep"` nothing; or the items
+        to leave out, one row a sequence.
       batch_size: sequences scored at a time.
 
     Returns:
       Items (int32) and their scores (float32), both `[len(sequences), k]`; where a
-      row has fewer than `k` unseen items the rest is item -1 with score -inf.
+      row has fewer than `k` items left the rest is item -1 with score -inf.
 
     Raises:
       ValueError: if `k` is out of range, or `seen` or `users` has another number of
         rows.
       FloatingPointError: if a score is not finite.
     """
-    seen = sequences if seen is None else seen
+    seen = seen if isinstance(seen, Sequences) else _seen(sequences, seen)
     users = np.arange(len(sequences)) if users is None else np.asarray(users)
     num_items = model.num_items
     if not 1 <= k <= num_items:
@@ -253,10 +275,11 @@ def _batch_ranks(
     inputs: Int[Array, "b t"],
     targets: Int[Array, " b"],
     seen: Int[Array, "b m"],
-) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Ranks, and whether all scores of a row are finite."""
+) -> Float[Array, " b"]:
+    """Ranks; NaN where a score of the row is not finite."""
     scores = nnx.merge(graphdef, state).score(inputs)
-    return target_ranks(scores, targets, seen), jnp.isfinite(scores).all(axis=1)
+    finite = jnp.isfinite(scores).all(axis=1)
+    return jnp.where(finite, target_ranks(scores, targets, seen), jnp.nan)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "k"))
@@ -285,12 +308,16 @@ def _batches(
     """Batches `(rows [b], inputs [b, t], seen [b, m])` that cover all sequences.
 
     All have as many rows, the last of a group filled up with some of its rows again.
+    In a group those who have seen most come last, so that one of them does not set the
+    width `m` of the others.
     """
+    seen = seen.distinct()
     for rows in _groups(model, sequences, users):
-        inputs = model.inputs(_take(sequences, rows), users[rows])
-        padded = _padded(_take(seen, rows))
+        rows = rows[np.argsort(seen.lengths[rows], kind="stable")]
+        inputs = model.inputs(sequences.take(rows), users[rows])
         for chunk in np.resize(np.arange(rows.size), (-(-rows.size // size), size)):
-            yield rows[chunk], inputs[chunk], padded[chunk]
+            left_out = seen.take(rows[chunk])
+            yield rows[chunk], inputs[chunk], _padded(left_out)
 
 
 def _groups(
@@ -302,7 +329,8 @@ def _groups(
     with the next wider one.
     """
     lengths, inverse = np.unique(sequences.lengths, return_inverse=True)
-    probes = [Sequences.from_lists([[0] * length]) for length in lengths]
+    zeros = np.zeros(lengths.max(initial=0), np.int32)
+    probes = [Sequences.from_lengths(zeros[:length], [length]) for length in lengths]
     widths = [model.inputs(probe, users[:1]).shape[1] for probe in probes]
     widths = np.array(widths)[inverse]
     group = np.zeros(len(sequences), bool)
@@ -317,20 +345,20 @@ def _batch_size(num_items: int) -> int:
     return max(1, min(_LARGEST_BATCH, _SCORES_PER_BATCH // num_items))
 
 
-def _take(sequences: Sequences, rows: Int[np.ndarray, " g"]) -> Sequences:
-    """The sequences of `rows`, which ascend."""
-    kept = np.zeros(len(sequences), bool)
-    kept[rows] = True
-    lengths = sequences.lengths
-    values = sequences.values[np.repeat(kept, lengths)]
-    return Sequences.from_lengths(values, lengths[kept])
+def _seen(histories: Sequences, seen: Seen) -> Sequences:
+    """What is left out of the ranking after each history."""
+    return histories if seen == "mask" else histories.last(0)
 
 
-def _padded(sequences: Sequences) -> Int[np.ndarray, "g m"]:
-    """Ragged rows as one array, padded with -1 on the right."""
+def _padded(sequences: Sequences) -> Int[np.ndarray, "b m"]:
+    """Ragged rows as one array, padded with -1 on the right.
+
+    Its width is 8, 32, 128, ...: few to compile for.
+    """
     lengths = sequences.lengths
-    # In steps: one item more in the test than in validation is the same program.
-    width = -(-max(1, int(lengths.max())) // 8) * 8
+    width = 8
+    while width < lengths.max(initial=0):
+        width *= 4
     padded = np.full((len(sequences), width), -1, np.int32)
     padded[np.arange(width) < lengths[:, None]] = sequences.values
     return padded

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from jax.experimental.sparse import BCOO
 
-from sevo_jax import operators
+from sevo_jax import _sparse
 from sevo_jax.graphs import _checks
 
 
@@ -17,7 +16,7 @@ def shared_attributes(
     *,
     item_offset: int = 0,
     num_nodes: int | None = None,
-) -> BCOO:
+) -> _sparse.BCOO:
     r"""Connects the items that have an attribute in common, such as a genre.
 
     Section 4 of the paper, "pairwise similarity based on prior knowledge":
@@ -73,7 +72,7 @@ def shared_attributes(
     shared = (has @ has.T).tocoo()
     row, column = shared.coords
     others = row != column
-    return operators.bcoo_from_scipy(
+    return _sparse.bcoo_from_scipy(
         scipy.sparse.csr_array(
             (
                 np.ones(np.count_nonzero(others), np.float32),

@@ -17,7 +17,6 @@ import scipy.stats
 
 from sevo_jax._files import replace_text
 
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 RUN_KEYS = (
     "model",
     "optimizer",
@@ -145,7 +144,7 @@ def format_table(runs: Sequence[Run]) -> str:
     seeds = [run["seed"] for run in next(iter(groups.values()))]
     rows = [_heading(list(groups), len(seeds) > 1)]
     for split in ("test", "valid"):
-        rows += [_metric_row(groups, split, metric) for metric in METRICS]
+        rows += [_metric_row(groups, split, metric) for metric in first[split]]
         rows.append([])
     rows.append(_plain_row(groups, "best_epoch", "best epoch", "{:.0f}"))
     rows.append(_plain_row(groups, "seconds_per_epoch", "seconds per epoch", "{:.3f}"))
@@ -162,9 +161,10 @@ def format_table(runs: Sequence[Run]) -> str:
 
 def format_metrics(parts: Mapping[str, Mapping[str, float]]) -> str:
     """Metrics of one model as aligned text, a row a part of the split."""
-    rows = [["", *METRICS]]
+    names = list(next(iter(parts.values())))
+    rows = [["", *names]]
     rows += [
-        [part, *(f"{metrics[name]:.4f}" for name in METRICS)]
+        [part, *(f"{metrics[name]:.4f}" for name in names)]
         for part, metrics in parts.items()
     ]
     return "\n".join(_align(rows))

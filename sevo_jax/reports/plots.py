@@ -51,9 +51,9 @@ def training_loss(curves: Mapping[str, Curves]) -> Figure:
     return _figure(curves, "Training loss", "mean loss of the epoch (nats)")
 
 
-def validation_ndcg(curves: Mapping[str, Curves]) -> Figure:
-    """NDCG@10 on the validation items, from ``{optimizer: curves}``."""
-    return _figure(curves, "Validation", "NDCG@10, full ranking (0 to 1)")
+def validation(curves: Mapping[str, Curves], metric: str) -> Figure:
+    """A metric on the validation items by its name, from ``{optimizer: curves}``."""
+    return _figure(curves, "Validation", f"{metric}, full ranking (0 to 1)")
 
 
 def smoothness(curves: Mapping[str, Curves]) -> Figure:

@@ -95,13 +95,11 @@ def distinct_items(train: Sequences, num_items: int) -> Sequences:
             f"training items run from {train.values.min()} to "
             f"{train.values.max()}, but must be in 0..{num_items - 1}"
         )
-    users, items = np.divmod(
-        np.unique(train.rows * num_items + train.values), num_items
-    )
-    counts = np.bincount(users, minlength=len(train))
-    if counts.max(initial=0) == num_items:
+    distinct = train.distinct()
+    if distinct.lengths.max(initial=0) == num_items:
         raise ValueError(
-            f"the training items of user {np.argmax(counts)} are all {num_items} "
-            "items: no negative can be drawn; leave the user out or filter the log"
+            f"the training items of user {np.argmax(distinct.lengths)} are all "
+            f"{num_items} items: no negative can be drawn; leave the user out or "
+            "filter the log"
         )
-    return Sequences.from_lengths(items, counts)
+    return distinct

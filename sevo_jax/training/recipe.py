@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sevo_jax import _checks
+from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.graphs.kinds import GraphConfig
 from sevo_jax.models import MODELS, SASRecConfig
 
@@ -88,6 +90,8 @@ class Recipe:
     """Optimizer and its hyper-parameters."""
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Graph over which SEvo smooths, and on which smoothness is measured."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Metrics, the one of them that selects, and whether seen items are ranked."""
     batch_size: int = 512
     """Samples of a step: users, for GRU4Rec prefixes, for MF-BPR triplets."""
     epochs: int = 200
@@ -118,7 +122,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested dictionaries of JSON values."""
-        return dataclasses.asdict(self)
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -135,6 +139,7 @@ class Recipe:
             "architecture": MODELS[name].Config,
             "optimizer": OptimizerConfig,
             "graph": GraphConfig,
+            "evaluation": EvaluationConfig,
         }
         for part, kind in parts.items():
             if part in values:
@@ -172,6 +177,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is tuple:  # A list in JSON.
+        item, *_ = typing.get_args(hint)
+        return isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value)
     if hint is float:  # JSON writes 1.0 as 1 in many a hand; a bool is no number.
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

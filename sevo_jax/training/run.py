@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from sevo_jax import CSROperator
+from sevo_jax import GraphOperator
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.models import MODELS, Recommender
 from sevo_jax.training.checkpoint import CheckpointError
@@ -47,7 +47,7 @@ class RunResult:
       history: a table an evaluation: `epoch`, `loss` (of the epoch before; None at
         epoch 0), `valid` (metrics), `smoothness` (summed over the smoothed tables;
         None where there are none), `relative_smoothness` (divided by the squared
-        norm) and `seconds`.
+        norm; None where that is 0) and `seconds`.
       recipe: what was run.
       versions: of the libraries.
       machine: what it was run on.
@@ -223,8 +223,9 @@ class Run:
 
 
 def _lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change when a run goes on: more epochs, and other names, may."""
+    """What may not change when a run goes on: epochs, metrics and names may."""
     recipe = {**identity["recipe"], "epochs": None}
+    recipe["evaluation"] = {**recipe.get("evaluation", {}), "metrics": None}
     return {
         **identity,
         "recipe": recipe,
@@ -314,10 +315,10 @@ class _Sizes:
     num_items: int
 
 
-def _empty_graph(num_nodes: int, num_entries: int) -> CSROperator:
+def _empty_graph(num_nodes: int, num_entries: int) -> GraphOperator:
     """The shapes of a graph; what it holds comes from the checkpoint."""
     indices = jnp.zeros(num_entries, jnp.int32)
-    return CSROperator(
+    return GraphOperator(
         weights=jnp.zeros(num_entries),
         columns=indices,
         row_starts=jnp.zeros(num_nodes + 1, jnp.int32),

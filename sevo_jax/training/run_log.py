@@ -28,6 +28,7 @@ class RunLog:
       progress: how far the run has come. What a killed process wrote of later epochs,
         which a resumed one repeats, is dropped.
       epochs: epoch that the run ends at.
+      selection: the validation metric to show.
       show: whether to show progress on standard error: a bar on a terminal, a line an
         evaluation otherwise.
       label: what to call the run there.
@@ -39,6 +40,7 @@ class RunLog:
         progress: Progress,
         *,
         epochs: int,
+        selection: str,
         show: bool,
         label: str,
     ):
@@ -53,7 +55,7 @@ class RunLog:
             for note in progress.notes:
                 print(note, file=sys.stderr)
             kind = Bar if sys.stderr.isatty() else Lines
-            self._outputs.append(kind(progress.epoch, epochs, label))
+            self._outputs.append(kind(progress.epoch, epochs, selection, label))
         for output in self._outputs:
             self._stack.callback(output.close)
 
@@ -131,9 +133,9 @@ class TensorBoard:
 
 
 class Bar:
-    """A bar with loss, validation NDCG@10, epochs a second and time left."""
+    """A bar with loss, a validation metric, epochs a second and time left."""
 
-    def __init__(self, start: int, epochs: int, label: str):
+    def __init__(self, start: int, epochs: int, selection: str, label: str):
         self._bar = tqdm(
             total=epochs,
             initial=start,
@@ -142,6 +144,7 @@ class Bar:
             file=sys.stderr,
             dynamic_ncols=True,
         )
+        self._selection = selection
         self._shown: dict[str, str] = {}
 
     def train(
@@ -152,7 +155,7 @@ class Bar:
         self._bar.update()
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        self._shown["NDCG@10"] = f"{record['valid']['NDCG@10']:.4f}"
+        self._shown[self._selection] = f"{record['valid'][self._selection]:.4f}"
         self._bar.set_postfix(self._shown)
 
     def close(self) -> None:
@@ -162,9 +165,10 @@ class Bar:
 class Lines:
     """A plain line an evaluation."""
 
-    def __init__(self, start: int, epochs: int, label: str):
+    def __init__(self, start: int, epochs: int, selection: str, label: str):
         self._start = start
         self._epochs = epochs
+        self._selection = selection
         self._prefix = f"{label}: " if label else ""
         self._began = time.perf_counter()
 
@@ -178,7 +182,7 @@ class Lines:
         text = f"{self._prefix}epoch {epoch}/{self._epochs}"
         if loss is not None:
             text += f"  loss {loss:.4f}"
-        text += f"  valid NDCG@10 {record['valid']['NDCG@10']:.4f}"
+        text += f"  valid {self._selection} {record['valid'][self._selection]:.4f}"
         if epoch > self._start:
             pace = (time.perf_counter() - self._began) / (epoch - self._start)
             left = pace * (self._epochs - epoch)

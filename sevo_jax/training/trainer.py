@@ -23,7 +23,7 @@ from sevo_jax import GraphOperator
 from sevo_jax._leaves import Graphs as GraphsOfTables
 from sevo_jax._leaves import LeafName, prepare_graphs
 from sevo_jax.data.split import LeaveOneOut
-from sevo_jax.evaluation import Evaluator
+from sevo_jax.evaluation import Evaluator, describe
 from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS, Recommender
 from sevo_jax.samples import Epochs
@@ -56,9 +56,6 @@ from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import GraphConfig, Recipe
 from sevo_jax.training.run import Run, RunResult
 from sevo_jax.training.run_log import RunLog
-
-SELECTION = "NDCG@10"
-"""The validation metric that chooses the best epoch."""
 
 
 class Trainer:
@@ -109,11 +106,8 @@ class Trainer:
         self.recipe = recipe
         self.optimizer_name = recipe.optimizer.name if optimizer is None else "custom"
         self.split = split
-        self.protocol = (
-            f"leave-one-out, full ranking of {split.num_items} items with seen ones "
-            f"masked, mean over users; best epoch by validation {SELECTION} every "
-            f"{recipe.eval_every} epochs; test input includes the validation item"
-        )
+        config = recipe.evaluation
+        self.protocol = describe(split, config, eval_every=recipe.eval_every)
         kind = MODELS[recipe.model]
         self.smoothing = self._smoothing_graphs(kind, graphs)
         self._propagated = {
@@ -128,8 +122,8 @@ class Trainer:
         self.graphs = Graphs(self.smoothing, model_graphs)
         self._ranking = nnx.graphdef(model.for_ranking())
         rows = row_sharding(self.mesh)
-        self._valid = Evaluator(model, split, "valid", sharding=rows)
-        self._test = Evaluator(model, split, "test", sharding=rows)
+        self._valid = Evaluator(model, split, "valid", config, sharding=rows)
+        self._test = Evaluator(model, split, "test", config, sharding=rows)
 
     def run(
         self,
@@ -143,9 +137,9 @@ class Trainer:
         """Trains for the recipe's epochs and measures the best parameters.
 
         Before each epoch whose number is a multiple of `recipe.eval_every`, epoch 0
-        included, and once at the end, NDCG@10 on the validation items is measured;
-        parameters that beat all before are kept, and their validation and test
-        metrics are the result.
+        included, and once at the end, the validation items are ranked; parameters
+        that beat all before by the recipe's metric of selection are kept, and their
+        validation and test metrics are the result.
 
         Args:
           seed: in [0, 2**32); determines initial values, batches and dropout.
@@ -262,6 +256,7 @@ class Trainer:
                 run.folder if is_first() else None,
                 run.progress,
                 epochs=self.recipe.epochs,
+                selection=self.recipe.evaluation.selection,
                 show=progress and is_first(),
                 label=label,
             )
@@ -478,7 +473,7 @@ class Trainer:
         if progress.epoch % self.recipe.eval_every:
             history = [*progress.history]
             run.unscheduled = run.best, dataclasses.replace(progress, history=history)
-        metric = measured["valid"][SELECTION]
+        metric = measured["valid"][self.recipe.evaluation.selection]
         if metric > progress.best:
             progress.best, progress.best_epoch = metric, progress.epoch
             run.best = self._best(run.state)
@@ -500,7 +495,9 @@ class Trainer:
             tables = [getattr(model, name)[...] for name in _names([key])]
             sums += np.asarray(_smoothness_and_norm(graph, tables))
         smoothness, norm = sums.tolist()
-        return {"smoothness": smoothness, "relative_smoothness": smoothness / norm}
+        # A table of zeros has no shape that could be smooth.
+        relative = smoothness / norm if norm else None
+        return {"smoothness": smoothness, "relative_smoothness": relative}
 
     def _result(self, run: Run) -> RunResult:
         model = nnx.merge(self._ranking, run.best)

@@ -1,5 +1,3 @@
-import errno
-
 import numpy as np
 import pytest
 
@@ -73,7 +71,7 @@ def test_an_existing_file_survives_a_failure(tmp_path, numbers, monkeypatch):
     path.write_text("precious")
 
     def fail(*_):
-        raise OSError(errno.ENOSPC, "disk full")
+        raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
@@ -94,8 +92,9 @@ def test_an_existing_file_is_replaced(tmp_path, text):
     ("ending", "bad", "what"),
     [
         ("txt", "a b", "white space"),
-        ("inter", "a\tb", "a tab or a line break"),
-        ("inter", "a\nb", "a tab or a line break"),
+        ("txt", "", "white space"),
+        ("inter", "a\tb", "a tab"),
+        ("inter", "a\nb", "a tab"),
     ],
 )
 def test_ids_that_would_not_come_back(tmp_path, column, ending, bad, what):
@@ -109,5 +108,5 @@ def test_ids_that_would_not_come_back(tmp_path, column, ending, bad, what):
 
 @pytest.mark.parametrize("name", ["log.json", "log.dat", "log.csv.gz"])
 def test_formats_that_are_only_read(tmp_path, numbers, name):
-    with pytest.raises(ValueError, match="written as .txt, .csv, .tsv, .parquet, .i"):
+    with pytest.raises(ValueError, match="written as .txt, .csv, .tsv, .parquet or"):
         write(numbers, tmp_path / name)

@@ -44,10 +44,26 @@ def test_target_ranks_equal_sorting_with_seen_items_removed(seed):
     assert ranks.tolist() == expected
 
 
-def test_only_strictly_higher_scores_count():
-    scores = jnp.array([[1.0, 1.0, 1.0, 0.0]])
-    assert target_ranks(scores, jnp.array([1]), jnp.array([[-1]])).tolist() == [1]
-    assert target_ranks(scores, jnp.array([3]), jnp.array([[0, -1]])).tolist() == [3]
+def test_a_tie_has_the_mean_of_its_ranks():
+    scores = jnp.array([[1.0, 1.0, 1.0, 0.0, -0.0]])
+
+    def rank(target, seen):
+        return target_ranks(scores, jnp.array([target]), jnp.array([seen])).item()
+
+    assert rank(1, [-1]) == 2.0
+    assert rank(1, [0, -1]) == 1.5
+    assert rank(1, [2, 0]) == 1.0
+    assert rank(3, [-1]) == 4.5
+    assert rank(4, [3, 0]) == 3.0
+
+
+def test_a_seen_item_counts_once_and_a_seen_target_is_ranked():
+    scores = jnp.array([[3.0, 2.0, 2.0, 1.0]])
+    for seen in ([0, 0, 0], [0, -1, 0], [-1, -1, 0], [3, 0, 3], [0, 0, 3]):
+        ranks = target_ranks(scores, jnp.array([3]), jnp.array([seen]))
+        assert ranks.tolist() == [3.0]
+    ranks = target_ranks(scores, jnp.array([1]), jnp.array([[1, 2, 1, 2]]))
+    assert ranks.tolist() == [2.0]
 
 
 def test_padding_of_seen_hides_neither_the_first_nor_the_last_item():
@@ -114,7 +130,9 @@ def test_a_score_that_is_not_finite_is_an_error(next_item_table, bad):
 
 def test_bad_arguments_are_refused(next_item_table):
     model = next_item_table(np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="part is 'train'"):
+    with pytest.raises(
+        ValueError, match="part is 'train': it must be 'valid' or 'test'"
+    ):
         evaluate(model, split_of([0, 1, 2, 0]), "train")  # pyright: ignore
     with pytest.raises(ValueError, match="no user of 'toy' has a test item"):
         evaluate(model, split_of([0, 1, 2]))

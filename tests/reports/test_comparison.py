@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from sevo_jax.evaluation import PAPER_METRICS
 from sevo_jax.reports import comparison
 
 
 def _run(optimizer, seed, value, **changes):
-    metrics = {name: value for name in comparison.METRICS}
+    metrics = {name: value for name in PAPER_METRICS}
     return {
         "model": "sasrec",
         "optimizer": optimizer,
@@ -16,7 +17,7 @@ def _run(optimizer, seed, value, **changes):
         "seed": seed,
         "protocol": "leave-one-out",
         "best_epoch": 10 + seed,
-        "valid": {name: 2 * value for name in comparison.METRICS},
+        "valid": {name: 2 * value for name in PAPER_METRICS},
         "test": metrics,
         "seconds_per_epoch": 0.5,
     } | changes
@@ -93,10 +94,19 @@ def test_table_pairs_by_seed_not_by_order(runs):
     )
 
 
+def test_the_tables_have_the_metrics_that_were_measured(runs):
+    def measured(run):
+        return {**run, "valid": {"MRR": 0.5, "HR@2": 1.0}, "test": {"MRR": 0.25}}
+
+    text = comparison.format_table([measured(run) for run in runs])
+    labels = [line.split("  ")[0] for line in text.splitlines()[4:]]
+    assert labels[:4] == ["test MRR", "", "valid MRR", "valid HR@2"]
+
+
 def test_metrics_of_one_model_are_aligned(runs):
     parts = {"valid": runs[0]["valid"], "test": runs[0]["test"]}
     heading, valid, test = comparison.format_metrics(parts).splitlines()
-    assert heading.split() == list(comparison.METRICS)
+    assert heading.split() == list(PAPER_METRICS)
     assert valid.split() == ["valid", *["0.2000"] * 5]
     assert test.split() == ["test", *["0.1000"] * 5]
     assert len(heading) == len(valid) == len(test)

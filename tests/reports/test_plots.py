@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 
 import matplotlib.image
 import numpy as np
@@ -29,7 +30,7 @@ def test_curves_of_nothing_are_refused():
 
 
 def test_the_line_is_the_mean_over_seeds_and_the_band_one_sample_std(curves):
-    (axes,) = plots.validation_ndcg(curves).axes
+    (axes,) = plots.validation(curves, "NDCG@10").axes
     line, single = axes.get_lines()
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [0.0, 2.0, 4.0])
     np.testing.assert_allclose(np.asarray(single.get_ydata()), [1.0, 2.0])
@@ -45,7 +46,7 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_one_sample_std(curves):
     "draw, unit",
     [
         (plots.training_loss, "nats"),
-        (plots.validation_ndcg, "NDCG@10"),
+        (partial(plots.validation, metric="MRR@20"), "MRR@20"),
         (plots.smoothness, "Tr"),
     ],
 )

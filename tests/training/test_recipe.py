@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.models import GRU4RecConfig, MFBPRConfig, SASRecConfig
 from sevo_jax.training import (
     RECIPES,
@@ -11,6 +12,19 @@ from sevo_jax.training import (
     Recipe,
     find_recipe,
 )
+
+
+def test_how_a_run_is_measured_is_read_back():
+    config = EvaluationConfig(("HR@3", "MRR"), selection="MRR", seen="keep")
+    recipe = dataclasses.replace(find_recipe("sasrec-beauty"), evaluation=config)
+    values = json.loads(json.dumps(recipe.to_dict()))
+    assert values == recipe.to_dict()
+    assert Recipe.from_dict(values) == recipe
+    del values["evaluation"]
+    assert Recipe.from_dict(values) == find_recipe("sasrec-beauty")
+    for wrong in ("HR@3", 3, [3]):
+        with pytest.raises(ValueError, match=r"evaluation\.metrics"):
+            Recipe.from_dict({"evaluation": {"metrics": wrong}})
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,12 @@ def progress_at(epoch, every=2):
     )
 
 
-def open_log(run_dir=None, *, start=0, show=False, label=""):
+def open_log(run_dir=None, *, start=0, show=False, label="", selection="NDCG@10"):
     folder = None if run_dir is None else RunFolder(run_dir)
     progress = progress_at(start) if start else Progress()
-    return RunLog(folder, progress, epochs=4, show=show, label=label)
+    return RunLog(
+        folder, progress, epochs=4, selection=selection, show=show, label=label
+    )
 
 
 def read(path):
@@ -133,6 +135,13 @@ def test_a_bar_on_a_terminal(monkeypatch):
     last = terminal.getvalue().rsplit("\r", 1)[-1]
     assert "adamw: 100%" in last and "4/4" in last
     assert "loss=1.5000" in last and "NDCG@10=0.2500" in last
+
+
+def test_the_metric_shown_is_the_one_that_selects(capsys):
+    with open_log(show=True, selection="HR@5") as log:
+        tell(log, 0, 2)
+    text = capsys.readouterr().err
+    assert text.count("valid HR@5 0.2000") == 2 and "NDCG" not in text
 
 
 def test_silent_when_told_so(capsys):
