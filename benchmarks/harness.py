@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sevo_jax import GraphOperator, _timing
+from sevo_jax import CSROperator, _timing
 
 RESULTS = Path(__file__).parent / "results"
 # For `paper`, which holds the backbones and the data sets. It is not imported here:
@@ -28,7 +28,7 @@ CLOCK = os.environ.get("SEVO_CLOCK", "wall")
 clock = {"wall": time.perf_counter, "processor": time.process_time}[CLOCK]
 
 
-def power_law(num_nodes: int, mean_degree: int = 20, seed: int = 0) -> GraphOperator:
+def power_law(num_nodes: int, mean_degree: int = 20, seed: int = 0) -> CSROperator:
     r"""A random graph of which the degrees fall off as a power law, normalised.
 
     Both ends of each edge are drawn in proportion to :math:`i^{-1/2}` over the nodes
@@ -62,7 +62,7 @@ def power_law(num_nodes: int, mean_degree: int = 20, seed: int = 0) -> GraphOper
     scale = (1 / np.sqrt(np.maximum(np.diff(row_starts), 1))).astype(np.float32)
     weights = scale[rows]
     weights *= scale[columns]
-    return GraphOperator(
+    return CSROperator(
         weights=jnp.asarray(weights),
         columns=jnp.asarray(columns),
         row_starts=jnp.asarray(row_starts, jnp.int32),

@@ -37,7 +37,6 @@ import optax
 from harness import CLOCK, keep_freed_memory, power_law, save, time_in_turns
 
 import sevo_jax as sevo
-from sevo_jax._sparse import matmul
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -81,7 +80,7 @@ def fused(params, state, graph, gradient):
     direction = mu / (jnp.sqrt(nu) + EPS)
     out = direction
     for _ in range(LAYERS):
-        out = direction + BETA * matmul(graph, out)
+        out = direction + BETA * graph @ out
     factor = LR / sum(BETA**layer for layer in range(LAYERS + 1))
     table = params[NAME]
     return {NAME: (1 - LR * DECAY) * table - factor * out}, (count, mu, nu)

@@ -13,6 +13,7 @@ in processor seconds, which a shared machine disturbs less. Writes
 
 import argparse
 import functools
+import operator
 import time
 
 import jax
@@ -22,7 +23,6 @@ from harness import save, time_in_turns
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 import sevo_jax as sevo
-from sevo_jax._sparse import matmul
 
 NODES, DEGREE, COMMUNITY, INSIDE = 1_000_000, 20, 200, 0.9
 
@@ -70,7 +70,7 @@ def measure(communities: bool, rounds: int) -> dict:
         name: sevo.prepare(graph[order][:, order])
         for name, order in orders(graph, community).items()
     }
-    product = jax.jit(matmul)
+    product = jax.jit(operator.matmul)
     for width in (16, 64):
         x = jax.device_put(rng.normal(size=(NODES, width)).astype(np.float32))
         calls = {

@@ -50,11 +50,11 @@ from harness import (
     time_in_turns,
     wait,
 )
+from jax.experimental.sparse import BCOO, BCSR
 from paper import load
 
 import sevo_jax as sevo
-from sevo_jax import _sparse
-from sevo_jax._sparse import BCOO, BCSR
+from sevo_jax.operators import _kernels
 
 try:
     import torch
@@ -137,9 +137,9 @@ def series(product: Callable[[Any], Any], x: Any, layers: int) -> Any:
 
 
 def gather_segment_sum(graph: sevo.GraphOperator, x: jax.Array) -> jax.Array:
-    """What _sparse.py has for accelerators."""
+    """What _kernels.py has for accelerators."""
     parts = graph.weights, graph.columns, graph.row_starts, graph.rows
-    return _sparse._gather_segment_sum(*parts, x)
+    return _kernels.gather_segment_sum(*parts, x)
 
 
 def gather_add(graph: sevo.GraphOperator, x: jax.Array, layers: int) -> jax.Array:

@@ -155,7 +155,7 @@ gradient = jax.grad(loss)(params_after, tuple(b[0] for b in draw_epoch(0, 0)))
 update = gradient["item_embedding"]
 for beta in (0.5, 0.9, 0.99):
     smoothed = sevo.smoothing.neumann(operator, update, beta, num_layers=3)
-    report = sevo.smoothing.compare(operator, update, smoothed)
+    report = sevo.smoothing.effect(operator, update, smoothed)
     share = report.smoothness_after / report.smoothness_before
     print(
         f"beta {beta}: roughness {share:.3f} of what it was, cosine {report.cosine:.2f},"

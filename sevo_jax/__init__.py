@@ -12,8 +12,13 @@ transformations they are chained from, :mod:`sevo_jax.graphs` to build graphs,
 """
 
 from sevo_jax import graphs, smoothing
-from sevo_jax._sharded import ShardedGraphOperator, shard_rows
-from sevo_jax._sparse import GraphOperator, prepare
+from sevo_jax.operators import (
+    CSROperator,
+    GraphOperator,
+    ShardedGraphOperator,
+    prepare,
+    shard_rows,
+)
 from sevo_jax.optimizers import sevo_adam, sevo_adamw, sevo_sgd
 from sevo_jax.transforms import (
     ScaleBySevoState,
@@ -24,6 +29,7 @@ from sevo_jax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CSROperator",
     "GraphOperator",
     "ScaleBySevoState",
     "ShardedGraphOperator",

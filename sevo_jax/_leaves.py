@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sevo_jax._sparse import AdjacencyLike, GraphOperator, prepare
+from sevo_jax.operators import AdjacencyLike, GraphOperator, prepare
 
 LeafName: TypeAlias = str | tuple[str, ...]
 Graphs: TypeAlias = AdjacencyLike | Mapping[LeafName, AdjacencyLike]

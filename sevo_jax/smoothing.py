@@ -1,33 +1,28 @@
 r"""Smoothing of a table over a graph, as pure functions.
 
-:math:`\tilde A = D^{-1/2} A D^{-1/2}` throughout; ``n`` nodes, ``d`` columns. Every
-function takes a weighted adjacency or an operator made by :func:`sevo_jax.prepare`. An
-adjacency is checked and normalised again at each call: prepare it once where speed
-matters, and always before passing it through :func:`jax.jit`.
+:math:`\tilde A = D^{-1/2} A D^{-1/2}` throughout; ``n`` nodes, ``d`` columns. Several
+tables ``[..., n, d]`` are smoothed each by itself. Every function takes a weighted
+adjacency or an operator made by :func:`sevo_jax.prepare`. An adjacency is checked and
+normalised again at each call: prepare it once where speed matters, and always before
+passing it through :func:`jax.jit`.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from sevo_jax._sparse import (
-    AdjacencyLike,
-    GraphOperator,
-    check_beta,
-    check_num_layers,
-    keep_sharding,
-    matmul,
-    prepare,
-)
+from sevo_jax.operators import AdjacencyLike, GraphOperator, keep_sharding, prepare
 
 __all__ = [
-    "Comparison",
-    "compare",
+    "Effect",
+    "effect",
     "exact",
     "iterative",
     "neumann",
@@ -37,12 +32,12 @@ __all__ = [
 
 def neumann(
     adjacency: AdjacencyLike,
-    x: Float[Array, "n d"],
+    x: Float[Array, "*tables n d"],
     beta: float | Scalar,
     num_layers: int,
     *,
     rescale: bool = True,
-) -> Float[Array, "n d"]:
+) -> Float[Array, "*tables n d"]:
     r"""The rescaled Neumann series approximation, equation (7) of the paper.
 
     .. math::
@@ -86,7 +81,7 @@ def neumann(
         return x if rescale else ((1 - beta) * table).astype(dtype)
     out = table
     for _ in range(num_layers):  # Horner's rule: one accumulator, no powers of beta
-        out = table + beta * matmul(graph, out)
+        out = table + beta * (graph @ out)
     factor = neumann_factor(beta, num_layers, rescale=rescale)
     return (factor * out).astype(dtype)
 
@@ -114,10 +109,10 @@ def neumann_factor(
 
 def iterative(
     adjacency: AdjacencyLike,
-    x: Float[Array, "n d"],
+    x: Float[Array, "*tables n d"],
     beta: float | Scalar,
     num_layers: int,
-) -> Float[Array, "n d"]:
+) -> Float[Array, "*tables n d"]:
     r"""The iterative approximation of Zhou et al., for comparison.
 
     .. math::
@@ -155,17 +150,17 @@ def iterative(
     beta = _strength(beta, table.dtype)
     out = table
     for _ in range(check_num_layers(num_layers)):
-        out = beta * matmul(graph, out) + (1 - beta) * table
+        out = beta * (graph @ out) + (1 - beta) * table
     return out.astype(dtype)
 
 
 def exact(
     adjacency: AdjacencyLike,
-    x: Float[Array, "n d"],
+    x: Float[Array, "*tables n d"],
     beta: float | Scalar,
     *,
     tol: float | None = None,
-) -> Float[Array, "n d"]:
+) -> Float[Array, "*tables n d"]:
     r"""The minimiser of equation (5), which :func:`neumann` approximates.
 
     .. math::
@@ -201,24 +196,32 @@ def exact(
     beta = _strength(beta, table.dtype)
     tol = 10 * float(jnp.finfo(table.dtype).eps) if tol is None else tol
 
-    def solve(graph: GraphOperator, beta: Any, table: jax.Array) -> jax.Array:
-        # sqrt(condition) * log(2 / tol) / 2 iterations suffice in exact arithmetic;
-        # the bound, doubled, keeps rounding from running the loop for ever.
-        condition = (1 + beta) / (1 - beta)
-        most = 10 + jnp.sqrt(condition) * jnp.log(2 / tol)
-        solution, _ = jax.scipy.sparse.linalg.cg(
-            lambda y: y - beta * matmul(graph, y),
-            (1 - beta) * table,
-            x0=table,
-            tol=tol,
-            maxiter=jax.lax.stop_gradient(most),
-        )
-        return solution
-
-    return keep_sharding(solve, graph, beta, table).astype(dtype)
+    # Operands, so that one program serves all calls; the rest of 1 in full precision.
+    return keep_sharding(_solve, graph, beta, 1 - beta, tol, table).astype(dtype)
 
 
-def smoothness(adjacency: AdjacencyLike, x: Float[Array, "n d"]) -> Float[Array, ""]:
+@jax.jit
+def _solve(
+    graph: GraphOperator, beta: Any, rest: Any, tol: Any, table: jax.Array
+) -> jax.Array:
+    r"""Conjugate gradients on :math:`(I - \beta \tilde A) Y = (1 - \beta) X`."""
+    # sqrt(condition) * log(2 / tol) / 2 iterations suffice in exact arithmetic; the
+    # bound, doubled, keeps rounding from running the loop for ever.
+    condition = (1 + beta) / rest
+    most = 10 + jnp.sqrt(condition) * jnp.log(2 / tol)
+    solution, _ = jax.scipy.sparse.linalg.cg(
+        lambda y: y - beta * (graph @ y),
+        rest * table,
+        x0=table,
+        tol=tol,
+        maxiter=jax.lax.stop_gradient(most),
+    )
+    return solution
+
+
+def smoothness(
+    adjacency: AdjacencyLike, x: Float[Array, "*tables n d"]
+) -> Float[Array, ""]:
     r"""The smoothness measure of equation (1); smaller is smoother.
 
     .. math::
@@ -246,11 +249,11 @@ def smoothness(adjacency: AdjacencyLike, x: Float[Array, "n d"]) -> Float[Array,
       4.0
     """
     graph, table, _ = _checked(adjacency, x)
-    return jnp.sum(table * (table - matmul(graph, table)))
+    return jnp.sum(table * (table - graph @ table))
 
 
-class Comparison(NamedTuple):
-    """What smoothing did to a variation; see :func:`compare`. All scalars.
+class Effect(NamedTuple):
+    """What smoothing did to a variation; see :func:`effect`. All scalars.
 
     Attributes:
       smoothness_before: :func:`smoothness` of the variation.
@@ -265,9 +268,11 @@ class Comparison(NamedTuple):
     norm_ratio: Float[Array, ""]
 
 
-def compare(
-    adjacency: AdjacencyLike, before: Float[Array, "n d"], after: Float[Array, "n d"]
-) -> Comparison:
+def effect(
+    adjacency: AdjacencyLike,
+    before: Float[Array, "*tables n d"],
+    after: Float[Array, "*tables n d"],
+) -> Effect:
     """Measures a variation beside its smoothed form (Figure 4b of the paper).
 
     The smoothed form is structure-aware if ``smoothness_after <= smoothness_before``
@@ -279,7 +284,7 @@ def compare(
       after: its smoothed form, the same shape.
 
     Returns:
-      A :class:`Comparison`. With an all-zero table, ``cosine`` and ``norm_ratio`` are
+      A :class:`Effect`. With an all-zero table, ``cosine`` and ``norm_ratio`` are
       NaN.
 
     Raises:
@@ -291,14 +296,14 @@ def compare(
       >>> pair = scipy.sparse.csr_array([[0.0, 1.0], [1.0, 0.0]])
       >>> variation = jnp.array([[3.0], [0.0]])
       >>> smoothed = sevo.smoothing.neumann(pair, variation, beta=0.5, num_layers=1)
-      >>> report = sevo.smoothing.compare(pair, variation, smoothed)
+      >>> report = sevo.smoothing.effect(pair, variation, smoothed)
       >>> float(report.smoothness_before), float(report.smoothness_after)
       (9.0, 1.0)
     """
     graph = prepare(adjacency)
     (_, first, _), (_, second, _) = _checked(graph, before), _checked(graph, after)
     norm_before, norm_after = jnp.linalg.norm(first), jnp.linalg.norm(second)
-    return Comparison(
+    return Effect(
         smoothness_before=smoothness(graph, first),
         smoothness_after=smoothness(graph, second),
         cosine=jnp.sum(first * second) / (norm_before * norm_after),
@@ -315,10 +320,10 @@ def _checked(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"the table must be floating point, got {x.dtype}")
-    if x.ndim != 2 or x.shape[0] != graph.num_nodes:
+    if x.ndim < 2 or x.shape[-2] != graph.num_nodes:
         raise ValueError(
             f"the table has shape {x.shape}, its graph {graph.num_nodes} nodes: it "
-            f"must be [{graph.num_nodes}, d]"
+            f"must be [..., {graph.num_nodes}, d]"
         )
     return graph, x.astype(np.promote_types(x.dtype, np.float32)), x.dtype
 
@@ -326,3 +331,46 @@ def _checked(
 def _strength(beta: Any, dtype: jnp.dtype) -> Any:
     """A Python number as it is, which is exact; an array in the dtype of the table."""
     return float(beta) if isinstance(beta, float | int) else jnp.asarray(beta, dtype)
+
+
+def check_beta(beta: Any) -> None:
+    """Refuses a smoothing strength outside [0, 1), unless it is only known later."""
+    if isinstance(beta, Tracer) or callable(beta):
+        return
+    if not 0.0 <= float(beta) < 1.0:
+        raise ValueError(
+            f"beta must lie in [0, 1), got {beta}: 0 is no smoothing, 0.99 the paper's"
+        )
+
+
+def check_num_layers(num_layers: Any) -> int:
+    """Refuses a number of hops that is traced, fractional or negative."""
+    if isinstance(num_layers, Tracer):
+        raise TypeError(
+            "num_layers is traced, but the number of hops shapes the program: pass a "
+            "Python int (with optax.inject_hyperparams list 'num_layers' in "
+            "static_args)"
+        )
+    try:
+        value = operator.index(num_layers)
+    except TypeError:
+        raise TypeError(
+            f"num_layers must be a Python int, got {num_layers!r}"
+        ) from None
+    if value < 0:
+        raise ValueError(f"num_layers must be at least 0, got {value}")
+    return value
+
+
+def check_every(every: Any) -> int:
+    """Refuses a period that is traced, fractional or below 1."""
+    try:
+        value = operator.index(every)
+    except TypeError:
+        raise TypeError(
+            f"every must be a Python int, got {every!r}: it shapes the program (with "
+            "optax.inject_hyperparams list 'every' in static_args)"
+        ) from None
+    if value < 1:
+        raise ValueError(f"every must be at least 1, got {value}")
+    return value

@@ -19,7 +19,8 @@ from sevo_jax._leaves import (
     prepare_graphs,
     replace_graphs,
 )
-from sevo_jax._sparse import GraphOperator, check_beta, check_every, check_num_layers
+from sevo_jax.operators import GraphOperator
+from sevo_jax.smoothing import check_beta, check_every, check_num_layers
 
 Approximation = Literal["neumann", "iterative"]
 

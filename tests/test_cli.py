@@ -689,11 +689,42 @@ def test_data_filters_and_takes_named_columns(tmp_path, capsys):
     assert core.read_text() == "a x y\nb y x\n"
 
 
+def test_data_names_columns_by_number_and_the_options_that_do_so(tmp_path, capsys):
+    table = tmp_path / "log.data"
+    table.write_text("a~x~5\nb~y~6\na~y~4\n")
+    args = ["data", "--data", f"{table}", "--format", "csv", "--delimiter", "~"]
+    _fails(capsys, args, f"{table}:1:", "--user-column", "--timestamp-column", "from 0")
+    args += "--user-column 0 --item-column 1 --timestamp-column 2".split()
+    assert main([*args, "--output", f"{tmp_path}/log.txt"]) == 0
+    assert (tmp_path / "log.txt").read_text() == "a y x\nb y\n"
+
+
+def test_data_tells_what_it_skips_and_how_it_reads(tmp_path, capsys, caplog):
+    table = tmp_path / "log.csv"
+    table.write_text("user,item,when\na,x,1\na\na,y,2\n# b\n")
+    _fails(capsys, ["data", "--data", table], f"{table}:3: 1 fields", "--skip-bad")
+    assert main(["data", "--data", f"{table}", "--skip-bad"]) == 0
+    order, skipped = (record.getMessage() for record in caplog.records)
+    assert "user, item, when" in order and "--timestamp-column" in order
+    assert "skipped 2 " in skipped and f"{table}:3: 1 fields" in skipped
+    assert "interactions          2" in capsys.readouterr().out
+
+
+def test_data_reads_standard_input(monkeypatch, capsys):
+    text = "user,item,time\n1,3,3\n1,3,1\n1,2,2\n1,3,4\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["data", "--data", "-", "--format", "csv"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("stdin, ")
+    assert "repeats               50 %" in printed
+
+
 def test_data_names_the_malformed_line(tmp_path, capsys):
     table = tmp_path / "log.csv"
     table.write_text("user,item,time\na,x,1\na,y\n")
     _fails(capsys, ["data", "--data", table], f"{table}:3:")
-    _fails(capsys, ["data", "--data", tmp_path], "belongs to no format")
+    _fails(capsys, ["data", "--data", tmp_path], "a folder without Parquet files")
+    _fails(capsys, ["data", "--data", tmp_path / "x.xls"], "'.xls'", "--format")
     _fails(capsys, ["data", "--output", tmp_path / "x.dat"], "x.dat")
 
 

@@ -12,9 +12,8 @@ from beartype import beartype
 from jax.test_util import check_grads
 from jaxtyping import jaxtyped
 
-from sevo_jax import prepare
-from sevo_jax._sparse import matmul
-from sevo_jax.smoothing import compare, exact, iterative, neumann, smoothness
+from sevo_jax import GraphOperator, prepare
+from sevo_jax.smoothing import effect, exact, iterative, neumann, smoothness
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -115,7 +114,7 @@ def test_smoothness_is_half_the_sum_over_pairs_and_isolated_nodes(dense, rng, x6
 def test_compare_measures_both_tables(dense, oracle, rng, x64):
     x, y = table_for(dense, rng), table_for(dense, rng)
     laplacian = np.eye(len(dense)) - oracle.normalised(dense)
-    report = compare(prepared(dense), jnp.asarray(x), jnp.asarray(y))
+    report = effect(prepared(dense), jnp.asarray(x), jnp.asarray(y))
     norms = np.sqrt((x**2).sum()), np.sqrt((y**2).sum())
     expected = (
         np.trace(x.T @ laplacian @ x),
@@ -134,7 +133,7 @@ def test_compare_measures_both_tables(dense, oracle, rng, x64):
 
 def test_compare_of_nothing_is_nan_not_an_error(random_graph):
     graph = prepared(random_graph(0, 4))
-    report = compare(graph, jnp.zeros((4, 2)), jnp.ones((4, 2)))
+    report = effect(graph, jnp.zeros((4, 2)), jnp.ones((4, 2)))
     assert report.smoothness_before == 0
     assert np.isnan(report.cosine) and not np.isfinite(report.norm_ratio)
 
@@ -336,7 +335,7 @@ def test_measures_of_half_precision_are_single(half, random_graph, rng):
     np.testing.assert_allclose(
         smoothness(graph, x), smoothness(graph, x.astype(jnp.float32)), rtol=1e-6
     )
-    assert {part.dtype for part in compare(graph, x, x)} == {jnp.dtype("float32")}
+    assert {part.dtype for part in effect(graph, x, x)} == {jnp.dtype("float32")}
 
 
 # ------------------------------------------------------------------ transformations
@@ -463,7 +462,7 @@ def test_gradient_in_the_strength_numerically(function, random_graph, rng, x64):
 def test_gradient_of_compare_is_finite(random_graph, rng, x64):
     graph = prepared(random_graph(0, 6))
     x, y = (jnp.asarray(rng.normal(size=(6, 2))) for _ in range(2))
-    check_grads(lambda a, b: compare(graph, a, b), (x, y), order=1, modes=["rev"])
+    check_grads(lambda a, b: effect(graph, a, b), (x, y), order=1, modes=["rev"])
 
 
 def test_exact_stops_on_nan(random_graph):
@@ -489,12 +488,12 @@ def test_shapes_in_the_annotations_hold(random_graph, rng):
     graph = prepared(random_graph(0, 6))
     x = jnp.asarray(rng.normal(size=(6, 2)).astype(np.float32))
     cases: list[tuple[Any, tuple[Any, ...]]] = [
-        (matmul, (graph, x)),
+        (GraphOperator.__matmul__, (graph, x)),
         (neumann, (graph, x, 0.5, 2)),
         (iterative, (graph, x, 0.5, 2)),
         (exact, (graph, x, 0.5)),
         (smoothness, (graph, x)),
-        (compare, (graph, x, x)),
+        (effect, (graph, x, x)),
     ]
     for function, arguments in cases:
         jaxtyped(function, typechecker=beartype)(*arguments)
@@ -527,3 +526,28 @@ def test_real_graph_against_scipy(shared_data):
     actual = neumann(adjacency, jnp.asarray(x, jnp.float32), 0.99, 3)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
     np.testing.assert_allclose(actual[degrees == 0], 0.25378141 * x[degrees == 0], 1e-6)
+
+
+@pytest.mark.parametrize("function", [neumann, iterative, exact])
+def test_several_tables_are_smoothed_each_by_itself(function, random_graph, rng):
+    graph = prepared(random_graph(0, 6))
+    x = jnp.asarray(rng.normal(size=(2, 3, 6, 4)).astype(np.float32))
+    more = (0.9,) if function is exact else (0.9, 3)
+    smoothed = function(graph, x, *more)
+    for place in np.ndindex(2, 3):
+        one = function(graph, x[place], *more)
+        np.testing.assert_allclose(smoothed[place], one, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 6\), its graph 6 nodes"):
+        function(graph, x.swapaxes(2, 3), *more)
+
+
+def test_exact_is_compiled_once(random_graph, rng):
+    from sevo_jax.smoothing import _solve
+
+    graph = prepared(random_graph(0, 6))
+    for beta in (0.5, 0.9):
+        exact(graph, rng.normal(size=(6, 2)).astype(np.float32), beta)
+    programs = _solve._cache_size()  # pyright: ignore
+    for beta in (0.6, 0.7, 0.8):
+        exact(graph, rng.normal(size=(6, 2)).astype(np.float32), beta)
+    assert _solve._cache_size() == programs  # pyright: ignore

@@ -19,7 +19,7 @@ import scipy.sparse
 from hypothesis import given
 
 import sevo_jax as sevo
-from sevo_jax.smoothing import compare, exact, iterative, neumann, smoothness
+from sevo_jax.smoothing import effect, exact, iterative, neumann, smoothness
 
 NODES = 6  # one size, since every new shape compiles; zero rows make it smaller
 HOPS = range(7)
@@ -111,7 +111,7 @@ def test_neumann_is_direction_aware(dense, beta):
 def test_definitions_as_the_library_measures_them(dense, x, beta, num_layers):
     graph, x = prepared(dense), jnp.asarray(x)
     for smooth in (neumann, unrescaled):
-        report = compare(graph, x, smooth(graph, x, beta, num_layers))
+        report = effect(graph, x, smooth(graph, x, beta, num_layers))
         assert report.cosine > 0
         rounding = 1e-13 * float(jnp.vdot(x, x))
         assert report.smoothness_after <= report.smoothness_before + rounding

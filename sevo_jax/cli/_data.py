@@ -9,7 +9,7 @@ import tyro
 
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.data.log import InteractionLog
-from sevo_jax.data.statistics import statistics
+from sevo_jax.data.log_statistics import statistics
 from sevo_jax.data.writers import write
 
 
@@ -20,6 +20,8 @@ class Data:
     examples:
       sevo-jax data --data reviews_Beauty.json.gz --k-core 5
       sevo-jax data --data ratings.dat --k-core 5 --output ml-1m.txt
+      sevo-jax data --data u.csv --user-column 0 --item-column 1 --timestamp-column 3
+      zcat log.csv.gz | sevo-jax data --data - --format csv
     """
 
     output: Annotated[
@@ -51,6 +53,7 @@ def _describe(log: InteractionLog) -> str:
         "items": f"{figures.num_items:,}",
         "interactions": f"{figures.num_interactions:,}",
         "density": f"{figures.density:.4%}",
+        "repeats": f"{100 * figures.repeats:.3g} %",
         "mean length": f"{figures.mean_length:.2f}",
         "train interactions": f"{figures.num_train:,}",
         "valid users": f"{figures.num_valid:,}",

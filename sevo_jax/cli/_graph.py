@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.sparse
 import tyro
+from jax.experimental.sparse import BCOO
 
-from sevo_jax import _sparse, graphs
+from sevo_jax import graphs, operators
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._runs import preset
 from sevo_jax.data.split import leave_one_out
@@ -63,7 +64,7 @@ def graph(args: Sequence[str]) -> None:
     default = Graph(recipe=name, item_offset=offset, graph=recipe.graph)
     options = parse(Graph, "graph", args, default)
     adjacency, title, names = _obtain(options)
-    matrix = _sparse.to_scipy(adjacency)
+    matrix = operators.to_scipy(adjacency)
     print(title)
     print(_describe(matrix, options.item_offset))
     print(_heaviest(matrix, names, options.pairs))
@@ -71,7 +72,7 @@ def graph(args: Sequence[str]) -> None:
         graphs.save(options.output, adjacency)
 
 
-def _obtain(options: Graph) -> tuple[_sparse.BCOO, str, list[str]]:
+def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
     """The graph, what to call it, and the name of each node."""
     log = None
     if options.load is None or options.data != DataOptions():

@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from sevo_jax.data.filtering import k_core
+from sevo_jax.data.formats import FORMATS
 from sevo_jax.data.log import InteractionLog
-from sevo_jax.data.readers import FORMATS, read
+from sevo_jax.data.readers import read
 from sevo_jax.data.synthetic import planted
 
 Command = TypeVar("Command")
@@ -35,9 +36,10 @@ class DataOptions:
     data: Annotated[
         Path | None,
         option(
-            "File of interactions: .txt (lines of a user and its items, oldest first), "
-            ".csv, .tsv, .parquet, .inter (RecBole), .dat (MovieLens) or .json (Amazon "
-            "reviews); all but .parquet also with .gz.",
+            "Interactions: .txt (lines of a user and its items, oldest first, or of "
+            "user and item), .csv, .tsv, .parquet or a folder of it, .inter (RecBole), "
+            ".dat and .data (MovieLens), .json and .jsonl (one review a line); all of "
+            "them also with .gz, .bz2, .xz, .zst or .zip; - for standard input.",
             "PATH",
             "a synthetic log that is built in",
         ),
@@ -47,15 +49,39 @@ class DataOptions:
         option(f"Format of the file: {', '.join(FORMATS)}.", "NAME", "by its name"),
     ] = None
     user_column: Annotated[
-        str | None, option("Column of the users.", "NAME", "user or a usual synonym")
+        str | None,
+        option(
+            "Column of the users; in a table without header its number, from 0.",
+            "NAME|N",
+            "user_id or a usual synonym",
+        ),
     ] = None
     item_column: Annotated[
-        str | None, option("Column of the items.", "NAME", "item or a usual synonym")
+        str | None,
+        option(
+            "Column of the items, likewise.", "NAME|N", "item_id or a usual synonym"
+        ),
     ] = None
     timestamp_column: Annotated[
         str | None,
-        option("Column of the times.", "NAME", "timestamp or a usual synonym"),
+        option(
+            "Column of the times, likewise; without one the order of the file is taken "
+            "for that of time.",
+            "NAME|N",
+            "timestamp or a usual synonym",
+        ),
     ] = None
+    delimiter: Annotated[
+        str | None,
+        option("What cuts a line of a table into columns.", "TEXT", "found out"),
+    ] = None
+    skip_bad: Annotated[
+        bool,
+        option(
+            "Leave out lines that cannot be read, and say how many they are and the "
+            "first of them."
+        ),
+    ] = False
     k_core: Annotated[
         int | None,
         option(
@@ -80,11 +106,13 @@ class DataOptions:
                 user=self.user_column,
                 item=self.item_column,
                 timestamp=self.timestamp_column,
+                delimiter=self.delimiter,
+                skip_bad=self.skip_bad,
             )
         elif self == DataOptions(k_core=self.k_core):
             log = planted()
         else:
-            raise ValueError("a format or columns are given without a file: add --data")
+            raise ValueError("options of a file are given without one: add --data")
         return log if self.k_core is None else k_core(log, self.k_core)
 
 

@@ -2,10 +2,10 @@
 
 from sevo_jax.data.filtering import k_core
 from sevo_jax.data.log import InteractionLog
+from sevo_jax.data.log_statistics import Statistics, statistics
 from sevo_jax.data.readers import read
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
-from sevo_jax.data.statistics import Statistics, statistics
 from sevo_jax.data.streaming import stream
 from sevo_jax.data.synthetic import planted
 from sevo_jax.data.writers import write

@@ -11,6 +11,9 @@ from sevo_jax.data.sequences import Sequences
 def k_core(log: InteractionLog, k: int = 5) -> InteractionLog:
     """Drops users, then items, with fewer than `k` interactions, until none is left.
 
+    Each interaction counts, also those of a user with an item that the user has had
+    before.
+
     The users and items that stay are numbered anew, in the same order; their original
     ids, the order of their interactions and the log's name stay.
 

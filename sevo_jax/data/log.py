@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sevo_jax.data.sequences import Sequences
+from sevo_jax._messages import named
+from sevo_jax.data import ids, times
+from sevo_jax.data.sequences import Sequences, ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +21,9 @@ class InteractionLog:
 
     Attributes:
       sequences: one row a user; items are 0..num_items-1, the oldest first.
-      user_ids: `[num_users]`, int64 or str: the original id of each user.
-      item_ids: `[num_items]`, int64 or str: the original id of each item.
+      user_ids: `[num_users]`, the original id of each user: int64, or Python strings
+        in an array of objects.
+      item_ids: `[num_items]`, likewise for the items.
       name: what tables and pictures call this data, such as "beauty".
 
     Raises:
@@ -42,7 +45,7 @@ class InteractionLog:
                 "there must be one for each"
             )
         if not self.sequences.lengths.all():
-            user = self.user_ids[np.argmin(self.sequences.lengths)]
+            user = named(self.user_ids[np.argmin(self.sequences.lengths)])
             raise ValueError(f"user {user} has no interactions: leave such users out")
         low, high = self.sequences.values.min(), self.sequences.values.max()
         if low < 0 or high >= len(self.item_ids):
@@ -66,16 +69,18 @@ class InteractionLog:
         order. Interactions are sorted by user and time; equal times keep their order.
 
         Args:
-          users: `[num_interactions]` ids, all integers or all text.
+          users: `[num_interactions]` ids, all of them integers or all text; a float
+            that is a whole number, such as 123.0, is that integer.
           items: likewise.
-          timestamps: `[num_interactions]` numbers or `datetime64`, in any unit;
-            without them the interactions are taken as chronological already.
+          timestamps: `[num_interactions]` numbers in any unit, `datetime64`,
+            `datetime` or ISO text; without them the interactions are taken as
+            chronological already.
           name: what tables and pictures call this data.
 
         Raises:
-          TypeError: ids are neither integers nor text, or timestamps no numbers.
-          ValueError: the columns differ in length, are empty, or a timestamp is not
-            a finite number.
+          TypeError: ids are neither numbers nor text, or timestamps no times.
+          ValueError: the columns differ in length or are empty, an id is empty or not
+            a whole number of 64 bits, or a timestamp is not finite.
 
         Example:
           >>> from sevo_jax.data import InteractionLog
@@ -94,15 +99,48 @@ class InteractionLog:
             raise ValueError(f"the columns of {name!r} differ in length: {sizes}")
         if not len(users):
             raise ValueError(f"the log {name!r} has no interactions")
-        user_ids, user_codes = _number(users, "user")
-        item_ids, item_codes = _number(items, "item")
+        return cls.from_codes(
+            ids.number(users, "user"),
+            ids.number(items, "item"),
+            None if timestamps is None else times.sortable(timestamps),
+            name=name,
+        )
+
+    @classmethod
+    def from_codes(
+        cls,
+        users: ids.Numbered,
+        items: ids.Numbered,
+        timestamps: np.ndarray | None,
+        *,
+        name: str,
+    ) -> InteractionLog:
+        """Builds the log from columns whose ids are numbered already.
+
+        Args:
+          users: the users, one code an interaction.
+          items: likewise.
+          timestamps: numbers that sort as the times do; None if the interactions are
+            in chronological order.
+          name: what tables and pictures call this data.
+        """
         if timestamps is None:
-            order = np.argsort(user_codes, kind="stable")
+            order = np.argsort(users.codes, kind="stable")
         else:
-            order = np.lexsort((_checked_timestamps(timestamps), user_codes))
-        lengths = np.bincount(user_codes, minlength=len(user_ids))
-        sequences = Sequences.from_lengths(item_codes[order], lengths)
-        return cls(sequences, user_ids, item_ids, name)
+            order = np.lexsort((timestamps, users.codes))
+        lengths = np.bincount(users.codes, minlength=len(users.ids))
+        sequences = Sequences.from_lengths(items.codes[order], lengths)
+        return cls(sequences, users.ids, items.ids, name)
+
+    def to_columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the original user and item ids, and the positions in the sequences.
+
+        Each has one entry an interaction, user by user. `from_columns` makes the same
+        log of them.
+        """
+        rows = self.sequences.rows
+        positions = ranges(0, self.sequences.lengths)
+        return self.user_ids[rows], self.item_ids[self.sequences.values], positions
 
     @property
     def num_users(self) -> int:
@@ -118,60 +156,3 @@ class InteractionLog:
     def num_interactions(self) -> int:
         """The number of interactions."""
         return len(self.sequences.values)
-
-
-def _number(column: Sequence | np.ndarray, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sorted distinct ids and, for each entry, its index among them."""
-    array = np.asarray(column)
-    if array.dtype.kind == "O" and isinstance(array[0], int):
-        array = np.asarray(array.tolist())
-    if array.dtype.kind in "iu":
-        if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-            raise ValueError(
-                f"the {title} id {array.max()} does not fit in 64 signed bits: pass "
-                "the ids as text"
-            )
-        return np.unique(array.astype(np.int64), return_inverse=True)
-    if array.dtype.kind not in "UO":
-        raise TypeError(
-            f"{title} ids are {array.dtype}, but must be integers or text: convert them"
-        )
-    return _number_text(column, title)
-
-
-def _number_text(column, title: str) -> tuple[np.ndarray, np.ndarray]:
-    # A dictionary of the distinct ids is many times faster than sorting all of them.
-    first_seen: dict[str, int] = {}
-    codes = np.fromiter(
-        (first_seen.setdefault(entry, len(first_seen)) for entry in column),
-        np.int64,
-        len(column),
-    )
-    for entry in first_seen:
-        if not isinstance(entry, str):
-            raise TypeError(
-                f"the {title} id {entry!r} is {type(entry).__name__}, but ids must be "
-                "all integers or all text: convert them"
-            )
-    ids = np.array(list(first_seen), dtype=np.str_)
-    order = np.argsort(ids)
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    return ids[order], position[codes]
-
-
-def _checked_timestamps(timestamps: Sequence | np.ndarray) -> np.ndarray:
-    array = np.asarray(timestamps)
-    if array.dtype.kind not in "iufM":
-        raise TypeError(
-            f"timestamps are {array.dtype}, but must be numbers or datetime64: "
-            "convert them"
-        )
-    bad = np.isnat(array) if array.dtype.kind == "M" else ~np.isfinite(array)
-    if bad.any():
-        entry = int(np.argmax(bad))
-        raise ValueError(
-            f"timestamp {entry} is {array[entry]}: drop or repair interactions "
-            "without a time"
-        )
-    return array

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sevo_jax.data.readers import ALIASES, column_position
+from sevo_jax._messages import named
+from sevo_jax.data.formats.arrow import is_text
+from sevo_jax.data.formats.columns import Positions, find
+from sevo_jax.data.formats.tables import damaged, open_parquet, parts
 from sevo_jax.data.sequences import Sequences
 
 _BATCH = 2**20
@@ -18,21 +22,22 @@ def stream(
     path: str | os.PathLike,
     num_items: int,
     *,
-    user: str | None = None,
-    item: str | None = None,
-    timestamp: str | None = None,
+    user: str | int | None = None,
+    item: str | int | None = None,
+    timestamp: str | int | None = None,
 ) -> Iterator[Sequences]:
-    """Reads the sequences of a sorted Parquet file, some million rows at a time.
+    """Reads the sequences of sorted Parquet files, some million rows at a time.
 
     The table has one row an interaction, sorted by user and then by time, and items
     that are numbered from 0 already. What is wrong in the file's schema is said at
     once, what is wrong in a row when the reading gets there.
 
     Args:
-      path: the file.
+      path: a file, or a folder of them, whose rows go on from one to the next in the
+        order of their names.
       num_items: number of items, at least 1.
-      user: the name of the column of users, integers or text; by default a usual
-        one, such as `user_id`. Case does not matter.
+      user: the column of users, integers or text: its name, or its number from 0; by
+        default a usual name, such as `user_id`. Case does not matter.
       item: likewise for the items, integers in `0..num_items-1`.
       timestamp: likewise for the timestamps, numbers or dates, by which the order is
         checked. Without such a column the order of the file is taken as that of time.
@@ -43,10 +48,10 @@ def stream(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no Parquet file, has no rows or lacks a column; a column is
-        of the wrong kind or an entry is missing; an item is out of range; users or
-        the times of a user are not in order. The message begins with the file and,
-        where one row is at fault, its number from 0.
+      ValueError: it is no Parquet file or damaged, has no rows or lacks a column; a
+        column is of the wrong kind or an entry is missing; an item is out of range;
+        users or the times of a user are not in order. The message begins with the
+        file and, where one row is at fault, its number from 0.
 
     Example:
       >>> import pathlib, pyarrow, pyarrow.parquet, tempfile
@@ -60,43 +65,51 @@ def stream(
       >>> graph.todense().tolist()
       [[0.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 2.0, 0.0]]
     """
-    import pyarrow
-    from pyarrow import parquet
-
     if num_items < 1:
         raise ValueError(f"num_items must be at least 1, not {num_items}")
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file ({error})") from error
-    schema = file.schema_arrow
-    named = {"user": user, "item": item}
-    has_times = any(
-        name.strip().lower() in ALIASES["timestamp"] for name in schema.names
-    )
-    if timestamp is not None or has_times:
-        named["timestamp"] = timestamp
-    columns = {}
-    for title, name in named.items():
-        field = schema.field(column_position(f"{path}", schema.names, title, name))
-        _check_type(path, title, field)
-        columns[title] = field.name
-    if not file.metadata.num_rows:
+    given = {"user": user, "item": item, "timestamp": timestamp}
+    given = {title: column for title, column in given.items() if column is not None}
+    files = parts(path)
+    fields, num_rows = [], 0
+    for file in files:
+        with open_parquet(f"{file}", file) as opened:
+            fields.append(_fields(file, opened.schema_arrow, given))
+            num_rows += opened.metadata.num_rows
+        if fields[-1] != fields[0]:
+            raise ValueError(
+                f"{file}: its columns are not those of {files[0]}, {fields[0]}: write "
+                "all parts with the same columns and types"
+            )
+    if not num_rows:
         raise ValueError(f"{path}: the table has no rows")
-    return _chunks(path, file, columns, num_items)
+    return _chunks(
+        files, {title: field.name for title, field in fields[0].items()}, num_items
+    )
 
 
-def _check_type(path: str | os.PathLike, title: str, field: Any) -> None:
+def _fields(path: Path, schema: Any, given: Mapping[str, str | int]) -> dict[str, Any]:
+    """The columns of users, items and perhaps times."""
+    positions = find(f"{path}", schema.names, given)
+    fields = {
+        title: schema.field(position)
+        for title, position in zip(Positions._fields, positions)
+        if position is not None
+    }
+    for title, field in fields.items():
+        _check_type(path, title, field)
+    return fields
+
+
+def _check_type(path: Path, title: str, field: Any) -> None:
     from pyarrow import types
 
     kind = field.type
     if title == "user" and types.is_dictionary(kind):
         kind = kind.value_type
     is_integer = types.is_integer(kind)
-    is_text = types.is_string(kind) or types.is_large_string(kind)
     is_time = is_integer or types.is_floating(kind) or types.is_temporal(kind)
     fits, wanted = {
-        "user": (is_integer or is_text, "integers or text"),
+        "user": (is_integer or is_text(kind), "integers or text"),
         "item": (is_integer, "integers from 0"),
         "timestamp": (is_time, "numbers or dates"),
     }[title]
@@ -108,39 +121,52 @@ def _check_type(path: str | os.PathLike, title: str, field: Any) -> None:
 
 
 def _chunks(
-    path: str | os.PathLike, file: Any, columns: dict[str, str], num_items: int
+    files: list[Path], columns: dict[str, str], num_items: int
 ) -> Iterator[Sequences]:
     """Cuts the rows into users, and keeps back the last one, which may go on."""
-    before, row = None, 0
+    before = None
     kept: list[np.ndarray] = []
-    with file:
-        for batch in _batches(file, list(columns.values())):
-            arrays = {
-                title: _complete(path, name, batch.column(name), row)
-                for title, name in columns.items()
-            }
-            items = _items(path, arrays["item"], row, num_items)
-            starts = _starts(path, arrays, before, row)
-            if starts.size:
-                values = np.concatenate([*kept, items[: starts[-1]]])
-                ends = starts + (values.size - starts[-1])
-                yield Sequences.from_lengths(values, np.diff(ends, prepend=0))
-                kept, items = [], items[starts[-1] :]
-            kept.append(items)
-            before = {title: array[-1:] for title, array in arrays.items()}
-            row += batch.num_rows
+    for path, row, batch in _batches(files, list(columns.values())):
+        arrays = {
+            title: _complete(path, name, batch.column(name), row)
+            for title, name in columns.items()
+        }
+        items = _items(path, arrays["item"], row, num_items)
+        starts = _starts(path, arrays, before, row)
+        if starts.size:
+            values = np.concatenate([*kept, items[: starts[-1]]])
+            ends = starts + (values.size - starts[-1])
+            yield Sequences.from_lengths(values, np.diff(ends, prepend=0))
+            kept, items = [], items[starts[-1] :]
+        kept.append(items)
+        before = {title: array[-1:] for title, array in arrays.items()}
     values = np.concatenate(kept)
     yield Sequences.from_lengths(values, np.array([values.size]))
 
 
-def _batches(file: Any, names: list[str]) -> Iterator[Any]:
-    """The rows of the file, without more than one row group in memory."""
-    for group in range(file.num_row_groups):
-        # A reader of all groups keeps the bytes of each until the last is read.
-        yield from file.iter_batches(_BATCH, row_groups=[group], columns=names)
+def _batches(files: list[Path], names: list[str]) -> Iterator[tuple[Path, int, Any]]:
+    """Some rows of a file, and the number of the first; never all of a row group."""
+    for path in files:
+        row = 0
+        with open_parquet(f"{path}", path) as file:
+            # A reader of all groups keeps the bytes of each until the last is read.
+            for group in range(file.num_row_groups):
+                batches = file.iter_batches(_BATCH, row_groups=[group], columns=names)
+                while True:
+                    with damaged(f"{path}"):
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    yield path, row, batch
+                    row += batch.num_rows
+            if row != file.metadata.num_rows:
+                raise ValueError(
+                    f"{path}: a damaged Parquet file, which has {row} rows and should "
+                    f"have {file.metadata.num_rows}"
+                )
 
 
-def _complete(path: str | os.PathLike, name: str, array: Any, row: int) -> Any:
+def _complete(path: Path, name: str, array: Any, row: int) -> Any:
     """The column as plain values, none of them missing or infinite."""
     import pyarrow.compute
     from pyarrow import types
@@ -148,6 +174,8 @@ def _complete(path: str | os.PathLike, name: str, array: Any, row: int) -> Any:
     compute: Any = pyarrow.compute
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    with damaged(f"{path}"):
+        array.validate(full=True)
     present = array.is_valid()
     if types.is_floating(array.type):
         present = compute.and_kleene(present, compute.is_finite(array))
@@ -157,7 +185,7 @@ def _complete(path: str | os.PathLike, name: str, array: Any, row: int) -> Any:
     return array
 
 
-def _items(path: str | os.PathLike, array: Any, row: int, num_items: int) -> np.ndarray:
+def _items(path: Path, array: Any, row: int, num_items: int) -> np.ndarray:
     items = array.to_numpy()
     if items.min() < 0 or items.max() >= num_items:
         at = int(np.argmax((items < 0) | (items >= num_items)))
@@ -169,7 +197,7 @@ def _items(path: str | os.PathLike, array: Any, row: int, num_items: int) -> np.
 
 
 def _starts(
-    path: str | os.PathLike,
+    path: Path,
     arrays: dict[str, Any],
     before: dict[str, Any] | None,
     row: int,
@@ -186,7 +214,9 @@ def _starts(
         return how(array[1:], array[:-1]).to_numpy(zero_copy_only=False)
 
     def where(title: str, at: int) -> str:
-        return f"{path}: row {row + at} has the {title} {arrays[title][at]}"
+        # Not by Python, which knows no dates as far away as those of a damaged file.
+        value = named(arrays[title].slice(at, 1).to_numpy(zero_copy_only=False)[0])
+        return f"{path}: row {row + at} has the {title} {value}"
 
     changes = compare(compute.not_equal, "user")
     skipped = 0 if before else 1

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from jax.experimental.sparse import BCOO
 
-from sevo_jax import _sparse
+from sevo_jax import operators
 from sevo_jax.graphs import _checks
 
 
@@ -16,7 +17,7 @@ def shared_attributes(
     *,
     item_offset: int = 0,
     num_nodes: int | None = None,
-) -> _sparse.BCOO:
+) -> BCOO:
     r"""Connects the items that have an attribute in common, such as a genre.
 
     Section 4 of the paper, "pairwise similarity based on prior knowledge":
@@ -72,7 +73,7 @@ def shared_attributes(
     shared = (has @ has.T).tocoo()
     row, column = shared.coords
     others = row != column
-    return _sparse.bcoo_from_scipy(
+    return operators.bcoo_from_scipy(
         scipy.sparse.csr_array(
             (
                 np.ones(np.count_nonzero(others), np.float32),

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from jax.experimental.sparse import BCOO
 
-from sevo_jax import _sparse
+from sevo_jax import operators
 from sevo_jax.graphs import _checks
 
 
@@ -16,7 +17,7 @@ def bipartite(
     num_items: int,
     *,
     item_offset: int = 0,
-) -> _sparse.BCOO:
+) -> BCOO:
     r"""Connects each user with the items of the user's interactions.
 
     The graph of collaborative filtering, over the user table and the item table
@@ -74,7 +75,7 @@ def bipartite(
     )
     # Repeated interactions were added up: the graph is binary.
     forward.data[:] = 1
-    return _sparse.bcoo_from_scipy(forward + forward.T)
+    return operators.bcoo_from_scipy(forward + forward.T)
 
 
 def _nodes(name: str, kind: str, values: Any, size: int, size_name: str) -> np.ndarray:

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse
+from jax.experimental.sparse import BCOO
 
-from sevo_jax import _sparse
+from sevo_jax import operators
 from sevo_jax.graphs import _checks
 from sevo_jax.graphs._pairs import PairCounts
 
@@ -44,7 +45,7 @@ def cooccurrence(
     weighting: str = "distance",
     item_offset: int = 0,
     num_nodes: int | None = None,
-) -> _sparse.BCOO:
+) -> BCOO:
     r"""Connects the items that stand close to each other in users' sequences.
 
     Algorithm 4 of the paper, with its four factors (section 4 a to d): of each
@@ -148,7 +149,7 @@ def cooccurrence(
             pairs_of_weight[divisor].add(nodes[:-hop][same_row], nodes[hop:][same_row])
     upper = _weighted_sum(pairs_of_weight, num_nodes)
     # A self-loop is its own mirror image: the sum doubles it, as Algorithm 4 does.
-    return _sparse.bcoo_from_scipy(upper + upper.T)
+    return operators.bcoo_from_scipy(upper + upper.T)
 
 
 def _weighted_sum(

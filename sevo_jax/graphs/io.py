@@ -8,8 +8,9 @@ from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 import scipy.sparse
+from jax.experimental.sparse import BCOO
 
-from sevo_jax import _sparse
+from sevo_jax import operators
 from sevo_jax._files import replacing
 
 _FORMAT = "sevo_jax.graph"
@@ -22,7 +23,7 @@ _ALIGNMENT = 64
 
 def save(
     path: str | os.PathLike[str],
-    adjacency: _sparse.BCOO | scipy.sparse.sparray | scipy.sparse.spmatrix,
+    adjacency: BCOO | scipy.sparse.sparray | scipy.sparse.spmatrix,
 ) -> None:
     """Writes a graph to a file that :func:`load` reads back.
 
@@ -60,12 +61,12 @@ def save(
         raise FileNotFoundError(
             f"cannot save {path}: there is no folder {path.parent}, create it first"
         )
-    if isinstance(adjacency, _sparse.GraphOperator):
+    if isinstance(adjacency, operators.GraphOperator):
         raise TypeError(
             "a prepared graph is normalised, and would be normalised again after "
             "load: save the adjacency that prepare was given"
         )
-    matrix = _sparse.canonical(_sparse.as_csr(adjacency))
+    matrix = operators.in_float32(operators.canonical(operators.as_csr(adjacency)))
     contents: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
     contents |= {name: getattr(matrix, name) for name in _ARRAYS}
     with replacing(path) as temporary, open(temporary, "xb") as file:
@@ -93,16 +94,14 @@ def _write(
 
 
 @overload
-def load(
-    path: str | os.PathLike[str], *, mmap: Literal[False] = False
-) -> _sparse.BCOO: ...
+def load(path: str | os.PathLike[str], *, mmap: Literal[False] = False) -> BCOO: ...
 @overload
 def load(
     path: str | os.PathLike[str], *, mmap: Literal[True]
 ) -> scipy.sparse.csr_array: ...
 def load(
     path: str | os.PathLike[str], *, mmap: bool = False
-) -> _sparse.BCOO | scipy.sparse.csr_array:
+) -> BCOO | scipy.sparse.csr_array:
     """Reads a graph that :func:`save` wrote, equal to it bit for bit.
 
     Nothing in the file is executed (no pickle), and its arrays are checked before
@@ -132,7 +131,7 @@ def load(
     with open(path, "rb") as file:
         try:
             matrix = _read(file)
-            return matrix if mmap else _sparse.bcoo_from_scipy(matrix)
+            return matrix if mmap else operators.bcoo_from_scipy(matrix)
         # Damaged bytes make zipfile and NumPy raise errors of many kinds.
         except Exception as error:
             raise ValueError(f"cannot load the graph {path}: {error}") from error
@@ -143,6 +142,10 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("this is a single array, not an archive of save()")
+    for name in ("format", "version"):
+        # Before it is read: a few bytes of a damaged file may unfold to gigabytes.
+        if name in archive and archive.zip.getinfo(f"{name}.npy").file_size > 2**12:
+            raise ValueError(f"its {name} is not what save() writes")
     if "format" not in archive or str(archive["format"]) != _FORMAT:
         raise ValueError(f"not written by save(): it holds {sorted(archive.files)}")
     version = int(archive["version"])

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from sevo_jax import GraphOperator
+from sevo_jax import CSROperator
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.models import MODELS, Recommender
 from sevo_jax.training.checkpoint import CheckpointError
@@ -315,10 +315,10 @@ class _Sizes:
     num_items: int
 
 
-def _empty_graph(num_nodes: int, num_entries: int) -> GraphOperator:
+def _empty_graph(num_nodes: int, num_entries: int) -> CSROperator:
     """The shapes of a graph; what it holds comes from the checkpoint."""
     indices = jnp.zeros(num_entries, jnp.int32)
-    return GraphOperator(
+    return CSROperator(
         weights=jnp.zeros(num_entries),
         columns=indices,
         row_starts=jnp.zeros(num_nodes + 1, jnp.int32),

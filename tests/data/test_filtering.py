@@ -2,6 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sevo_jax.data import InteractionLog, k_core
 
@@ -62,3 +64,20 @@ def test_k_below_one():
     log = InteractionLog.from_columns([1], [1], name="thin")
     with pytest.raises(ValueError, match="k is 0"):
         k_core(log, 0)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1),
+    k=st.integers(1, 4),
+)
+def test_repeats_count(pairs, k):
+    log = InteractionLog.from_columns(*zip(*pairs), name="repeats")
+    expected = literal_k_core(pairs, k)
+    if not expected:
+        with pytest.raises(ValueError, match="nothing of 'repeats' is left"):
+            k_core(log, k)
+        return
+    users, items, _ = k_core(log, k).to_columns()
+    # User by user, and each user's in order.
+    expected.sort(key=lambda pair: pair[0])
+    assert list(zip(users.tolist(), items.tolist())) == expected

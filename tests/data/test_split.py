@@ -1,4 +1,6 @@
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sevo_jax.data import InteractionLog, leave_one_out
 
@@ -35,3 +37,16 @@ def test_the_parts_make_up_the_log():
     whole = split.train.append(split.valid).append(split.test)
     np.testing.assert_array_equal(whole.values, log.sequences.values)
     np.testing.assert_array_equal(whole.offsets, log.sequences.offsets)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1))
+def test_logs_with_repeats(rows):
+    users = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    log = InteractionLog.from_columns(users, np.concatenate(rows), name="repeats")
+    split = leave_one_out(log)
+    for user, row in enumerate(rows):
+        *train, valid, test = row if len(row) > 3 else [*row, None, None]
+        assert log.item_ids[split.train[user]].tolist() == train
+        for found, expected in ((split.valid, valid), (split.test, test)):
+            item = None if found[user] < 0 else log.item_ids[found[user]]
+            assert item == expected

@@ -169,11 +169,11 @@ def test_faulty_rows(tmp_path, fault, batch):
     [
         (
             dict(users=[1], items=[0], user="u"),
-            "no column is named user or .* user=...",
+            "no column is named user, user_id or .* user=...",
         ),
         (
             dict(users=[1], items=[0], item="i"),
-            "no column is named item or .* item=...",
+            "no column is named item, item_id or .* item=...",
         ),
         (dict(users=[0.5], items=[0]), "'user' of the users is double, but .* text"),
         (
@@ -198,6 +198,41 @@ def test_a_timestamp_column_that_was_named_must_be_there(tmp_path):
     path = write(tmp_path / "log.parquet", [1], [0])
     with pytest.raises(ValueError, match="no column is named when"):
         stream(path, 10, timestamp="when")
+
+
+def test_a_folder_is_one_log(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    # A user goes on in the next part; the tenth comes after the second.
+    write(folder / "part-1.parquet", [1, 1, 2], [0, 1, 2], [1, 2, 1])
+    write(folder / "part-2.parquet", [2, 2, 3], [3, 4, 5], [2, 3, 1])
+    write(folder / "part-10.parquet", [3, 4], [6, 7], [2, 1])
+    assert rows_of(folder) == [[0, 1], [2, 3, 4], [5, 6], [7]]
+    write(folder / "part-10.parquet", [2, 4], [6, 7], [2, 1])
+    with pytest.raises(
+        ValueError, match="part-10.parquet: row 0 has the user 2, after"
+    ):
+        rows_of(folder)
+    write(folder / "part-10.parquet", [3.5], [6], [2])
+    with pytest.raises(ValueError, match="part-10.parquet: the column 'user'"):
+        stream(folder, 10)
+    write(folder / "part-10.parquet", ["3"], [6], [2])
+    with pytest.raises(ValueError, match="part-10.parquet: its columns are not those"):
+        stream(folder, 10)
+
+
+def test_damaged_files(tmp_path):
+    """Every flipped bit and every cut end: rows, or one line that names the file."""
+    path = write(tmp_path / "log.parquet", ["a", "a", "b"], [0, 1, 2], [1, 2, 3])
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for trial in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged if trial % 5 else damaged[: rng.integers(len(whole))])
+        try:
+            rows_of(path)
+        except ValueError as error:
+            assert str(path) in str(error) and len(str(error)) < 600
 
 
 def test_what_is_no_parquet_file(tmp_path):

@@ -18,7 +18,8 @@ class Statistics:
       num_users: the number of users.
       num_items: the number of items.
       num_interactions: the number of interactions.
-      density: interactions among all pairs of a user and an item, 0 to 1.
+      density: share of the pairs of a user and an item that interact, 0 to 1.
+      repeats: share of the interactions whose user has had the item before, 0 to 1.
       mean_length: interactions of a user, on average.
       num_train: interactions in the training part.
       num_valid: users with a validation item.
@@ -30,6 +31,7 @@ class Statistics:
     num_items: int
     num_interactions: int
     density: float
+    repeats: float
     mean_length: float
     num_train: int
     num_valid: int
@@ -46,15 +48,19 @@ def statistics(log: InteractionLog) -> Statistics:
       >>> figures = statistics(log)
       >>> figures.num_train, figures.num_test, figures.items_never_in_train
       (3, 1, 2)
-      >>> figures.density, figures.mean_length
-      (0.625, 2.5)
+      >>> figures.density, figures.repeats, figures.mean_length
+      (0.625, 0.0, 2.5)
     """
     split = leave_one_out(log)
+    num_pairs = np.unique(
+        log.sequences.rows * log.num_items + log.sequences.values
+    ).size
     return Statistics(
         num_users=log.num_users,
         num_items=log.num_items,
         num_interactions=log.num_interactions,
-        density=log.num_interactions / (log.num_users * log.num_items),
+        density=num_pairs / (log.num_users * log.num_items),
+        repeats=1 - num_pairs / log.num_interactions,
         mean_length=log.num_interactions / log.num_users,
         num_train=len(split.train.values),
         num_valid=int(np.count_nonzero(split.valid >= 0)),

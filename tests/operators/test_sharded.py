@@ -1,6 +1,7 @@
 """Tables and operators split by rows, on meshes of eight virtual CPU devices."""
 
 import re
+from operator import matmul
 from typing import Any
 
 import jax
@@ -13,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sevo_jax as sevo
-from sevo_jax._sparse import matmul
 
 NUM_NODES, WIDTH = 48, 16
 COLLECTIVE = re.compile(

@@ -1,17 +1,12 @@
-"""The product of a normalised adjacency matrix with a table, fast on each backend.
+"""From a graph as people have it to an operator: conversion, checks, normalisation.
 
-This is the only module that imports ``jax.experimental.sparse``. A graph enters as a
-weighted adjacency matrix, is checked and normalised once on the host by
-:func:`prepare`, and from then on is a :class:`GraphOperator`.
+All of it runs on the host, once a graph.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -20,64 +15,35 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 from jax.core import Tracer
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.experimental.sparse import BCOO, BCSR
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jax.experimental.sparse import BCOO
 
-__all__ = ["BCOO", "AdjacencyLike", "GraphOperator", "matmul", "prepare"]
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["weights", "columns", "row_starts", "rows"],
-    meta_fields=["num_nodes"],
-)
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class GraphOperator:
-    r"""The symmetric operator :math:`\tilde A = D^{-1/2} A D^{-1/2}`, ready to apply.
-
-    Made by :func:`prepare`. It is a pytree: pass it through :func:`jax.jit` as an
-    argument to keep a large graph out of the compiled program. Gradients flow through
-    the table it is applied to, never to its own entries.
-
-    Attributes:
-      weights: entries of :math:`\tilde A`, ordered by row, ``[num_entries]``.
-      columns: column of each entry, int32 ``[num_entries]``.
-      row_starts: where each row begins in the two above, int32 ``[num_nodes + 1]``.
-      rows: row of each entry, int32 ``[num_entries]`` (the GPU and TPU layout).
-      num_nodes: number of rows and columns; static.
-    """
-
-    weights: Float[Array, " e"]
-    columns: Int[Array, " e"]
-    row_starts: Int[Array, " n+1"]
-    rows: Int[Array, " e"]
-    num_nodes: int
-
-    @property
-    def num_entries(self) -> int:
-        """Number of stored entries (an undirected edge counts twice)."""
-        return self.columns.shape[-1]
-
-    def __matmul__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        r"""The product :math:`\tilde A X`; see :func:`matmul`."""
-        return matmul(self, x)
-
-    def _apply(self, x: jax.Array) -> jax.Array:
-        """The product with ``x``, without the rules for sharding and gradients."""
-        return _product(self, x)
-
-    def __repr__(self) -> str:
-        return f"GraphOperator({self.num_nodes} nodes, {self.num_entries} entries)"
-
+from sevo_jax.operators._operator import CSROperator, GraphOperator
 
 AdjacencyLike: TypeAlias = (
-    BCOO | scipy.sparse.sparray | scipy.sparse.spmatrix | GraphOperator
+    BCOO
+    | scipy.sparse.sparray
+    | scipy.sparse.spmatrix
+    | np.ndarray
+    | jax.Array
+    | GraphOperator
 )
 
+_TRACED = (
+    "the adjacency is traced: call sevo_jax.prepare(adjacency) outside jit and pass "
+    "the GraphOperator it returns as the argument"
+)
 
-# ------------------------------------------------------------------ host side
+# What others have, by the name of its package, and how it becomes a graph here.
+_ELSEWHERE = {
+    "networkx": "networkx.to_scipy_sparse_array(graph, nodelist=range(num_nodes))",
+    "pandas": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
+    "polars": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
+    "torch": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
+}
+
+# Weights outside these bounds would leave the range of float64 on the way.
+_SMALLEST, _LARGEST = 1e-150, 1e150
+
 
 # Entries that are worked on at once, where all would need as much memory again.
 _BLOCK = 2**20
@@ -88,7 +54,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
 
     ``BCOO.from_scipy_sparse`` leaves the flags off, and GPU kernels need them.
     """
-    csr = canonical(scipy.sparse.csr_array(matrix))
+    csr = in_float32(canonical(scipy.sparse.csr_array(matrix)))
     # NumPy's own memory is not aligned as JAX wants it, which would copy it.
     size = 8 * csr.nnz
     memory = np.empty(size + 64, np.uint8)
@@ -98,7 +64,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
     indices[:, 1] = csr.indices
     return BCOO(
         # A copy: the memory may be the caller's, or a file's.
-        (jnp.array(csr.data, jnp.float32), jnp.asarray(indices, jnp.int32)),
+        (jnp.array(csr.data), jnp.asarray(indices, jnp.int32)),
         shape=csr.shape,
         indices_sorted=True,
         unique_indices=True,
@@ -111,6 +77,25 @@ def canonical(csr: Any) -> Any:
         csr = csr.astype(np.float64, copy=True)
         csr.sum_duplicates()
     return csr
+
+
+def in_float32(csr: Any) -> Any:
+    """The matrix with float32 weights: itself, or another on the same indices.
+
+    Raises:
+      ValueError: if a weight is too large or too small for float32.
+    """
+    if csr.dtype == np.float32:
+        return csr
+    with np.errstate(over="ignore", under="ignore"):
+        data = csr.data.astype(np.float32)
+    lost = (np.isinf(data) & np.isfinite(csr.data)) | ((data == 0) & (csr.data != 0))
+    if lost.any():
+        raise ValueError(
+            f"the weight {csr.data[lost][0]} does not fit in float32: scale the "
+            "weights, only their ratios matter"
+        )
+    return scipy.sparse.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
 
 
 def _rows(csr: Any) -> np.ndarray:
@@ -133,22 +118,19 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
 
     What can be shared with the argument is, and must not be written to.
     """
-    if isinstance(adjacency, GraphOperator):
-        if adjacency.columns.ndim != 1:
-            raise TypeError(
-                f"{adjacency!r} is split over devices: give the graph it was made from"
-            )
+    if isinstance(adjacency, CSROperator):
         shape = (adjacency.num_nodes, adjacency.num_nodes)
         parts = (adjacency.weights, adjacency.columns, adjacency.row_starts)
         return scipy.sparse.csr_array(
             tuple(np.asarray(part) for part in parts), shape=shape
         )
+    if isinstance(adjacency, GraphOperator):
+        raise TypeError(
+            f"{adjacency!r} is split over devices: give the graph it was made from"
+        )
     if isinstance(adjacency, BCOO):
         if isinstance(adjacency.data, Tracer):
-            raise TypeError(
-                "the adjacency is a traced BCOO: call sevo_jax.prepare(adjacency) "
-                "outside jit and pass the GraphOperator it returns as the argument"
-            )
+            raise TypeError(_TRACED)
         if adjacency.n_batch or adjacency.n_dense or adjacency.ndim != 2:
             raise ValueError(
                 "the adjacency must be a plain two-dimensional BCOO, got shape "
@@ -169,6 +151,16 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
                 )
             data, indices = data[~outside], indices[~outside]
         return _csr_of_pairs(data, indices, adjacency.shape)
+    if type(adjacency).__name__ == "BCSR":
+        parts = (adjacency.data, adjacency.indices, adjacency.indptr)
+        adjacency = scipy.sparse.csr_array(
+            tuple(np.asarray(part) for part in parts), shape=adjacency.shape
+        )
+    elif isinstance(adjacency, np.ndarray | jax.Array):
+        if isinstance(adjacency, Tracer):
+            raise TypeError(_TRACED)
+        _check_square(adjacency.shape)
+        adjacency = scipy.sparse.csr_array(_real(np.asarray(adjacency)))
     if scipy.sparse.issparse(adjacency):
         matrix: Any = adjacency
         _check_square(matrix.shape)
@@ -185,24 +177,41 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
             # Which that check skips where the last pointer is 0.
             if (np.diff(matrix.indptr) < 0).any():
                 raise ValueError("the row pointers of the adjacency decrease")
+        if matrix.format not in ("csr", "csc", "bsr"):
+            # The conversion sums duplicates, in the dtype that they have.
+            _check_real(matrix.dtype)
+            matrix = matrix.astype(np.float64)
         csr: Any = scipy.sparse.csr_array(matrix)
         csr.data = _real(csr.data)
         return csr
+    package = type(adjacency).__module__.partition(".")[0]
     raise TypeError(
-        "a graph is a BCOO, a SciPy sparse matrix or a GraphOperator, got "
-        f"{type(adjacency).__name__}: wrap a dense matrix in scipy.sparse.csr_array"
+        "a graph is a sparse matrix of SciPy or JAX, a square array or a "
+        f"GraphOperator, got {type(adjacency).__module__}."
+        f"{type(adjacency).__qualname__}: give "
+        f"{_ELSEWHERE.get(package, 'scipy.sparse.csr_array(graph)')}"
     )
 
 
 def _real(data: np.ndarray) -> np.ndarray:
     """Weights in the float32 or float64 they are in, others in float64."""
+    _check_real(data.dtype)
     single_or_double = data.dtype in (np.dtype(np.float32), np.dtype(np.float64))
     return data if single_or_double else data.astype(np.float64)
+
+
+def _check_real(dtype: np.dtype) -> None:
+    if dtype.kind in "cOUS":
+        raise TypeError(
+            f"the weights of the adjacency are {dtype}: they must be real numbers, "
+            "such as abs(A) for a complex A"
+        )
 
 
 def _csr_of_pairs(data: np.ndarray, indices: np.ndarray, shape: tuple) -> Any:
     rows, columns = indices[:, 0], indices[:, 1]
     if (rows[1:] < rows[:-1]).any():
+        data = data.astype(np.float64)
         return scipy.sparse.coo_array((data, (rows, columns)), shape=shape).tocsr()
     # In order already: the same without a second copy of everything.
     kind = np.int32 if max(data.size, *shape) < 2**31 else np.int64
@@ -238,6 +247,14 @@ def _check_weights(csr: Any) -> None:
         raise ValueError(
             f"adjacency entry {entry(wrong[0])} is negative ({wrong.size} such "
             "entries): weights must be non-negative"
+        )
+    # All of float32 is within these bounds.
+    double = csr.data.dtype == np.float64
+    if double and not _SMALLEST <= csr.data.min() <= csr.data.max() <= _LARGEST:
+        wrong = np.flatnonzero((csr.data < _SMALLEST) | (csr.data > _LARGEST))
+        raise ValueError(
+            f"adjacency entry {entry(wrong[0])} is outside {_SMALLEST} to {_LARGEST} "
+            f"({wrong.size} such entries): scale the weights, only their ratios matter"
         )
     worst = _worst_asymmetry(csr)
     if worst is not None:
@@ -295,7 +312,9 @@ def _check_spectral_radius(csr: Any) -> None:
         )
 
 
-def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperator:
+def prepare(
+    adjacency: AdjacencyLike, *, normalize: bool = True, capacity: int | None = None
+) -> GraphOperator:
     r"""Checks a graph and turns it into the operator :math:`\tilde A`, once.
 
     .. math::
@@ -305,9 +324,13 @@ def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperato
     multiplied by zero (the paper leaves this case open). Degrees are summed in float64.
 
     Args:
-      adjacency: symmetric non-negative weights ``[n, n]``, *not* normalised: a BCOO or
-        any SciPy sparse matrix. A :class:`GraphOperator` is returned as it is.
+      adjacency: symmetric non-negative weights ``[n, n]``, *not* normalised: a sparse
+        matrix of SciPy or JAX, or a dense array. Entries that occur twice are summed
+        in float64. A :class:`GraphOperator` is returned as it is.
       normalize: ``False`` takes the matrix as already normalised.
+      capacity: number of entries to make room for, the rest of which is empty. Graphs
+        of one capacity share one compiled program: for a graph that changes as it is
+        passed to a jitted step. ``None`` for no empty room.
 
     Returns:
       The operator, in float32 (float64 where ``jax_enable_x64`` is on).
@@ -316,16 +339,21 @@ def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperato
       TypeError: if ``adjacency`` is no sparse matrix or is traced.
       ValueError: if it is not square, not symmetric, has no edges, an index out of
         range, or a negative or non-finite weight; or if ``normalize=False`` and the
-        spectral radius is above 1.
+        spectral radius is above 1, or there are more entries than ``capacity``.
 
     Examples:
       >>> import scipy.sparse
       >>> import sevo_jax as sevo
       >>> path = scipy.sparse.csr_array([[0.0, 1.0, 0.0], [1, 0, 1], [0, 1, 0]])
       >>> sevo.prepare(path)
-      GraphOperator(3 nodes, 4 entries)
+      CSROperator(3 nodes, 4 entries)
     """
     if isinstance(adjacency, GraphOperator):
+        if capacity is not None and capacity != adjacency.num_entries:
+            raise ValueError(
+                f"{adjacency!r} is prepared already, for another capacity than "
+                f"{capacity}: give the graph it was made from"
+            )
         return adjacency
     csr = canonical(as_csr(adjacency))
     if np.count_nonzero(csr.data) < csr.nnz:
@@ -343,10 +371,20 @@ def prepare(adjacency: AdjacencyLike, *, normalize: bool = True) -> GraphOperato
     else:
         _check_spectral_radius(csr.astype(np.float64))
         weights = csr.data
+    columns = csr.indices
+    if capacity is not None:
+        empty = (0, capacity - csr.nnz)
+        if empty[1] < 0:
+            raise ValueError(
+                f"the graph has {csr.nnz} entries, more than the capacity of {capacity}"
+            )
+        weights, columns = np.pad(weights, empty), np.pad(columns, empty)
+        # Out of range: what fills up is dropped, not added to a row.
+        rows = np.pad(rows, empty, constant_values=csr.shape[0])
     # Copies: the memory may be the caller's, or a file's.
-    return GraphOperator(
+    return CSROperator(
         weights=jnp.array(weights, jnp.result_type(float)),
-        columns=jnp.array(csr.indices, jnp.int32),
+        columns=jnp.array(columns, jnp.int32),
         row_starts=jnp.array(csr.indptr, jnp.int32),
         rows=jnp.asarray(rows),
         num_nodes=csr.shape[0],
@@ -369,199 +407,3 @@ def _normalized(csr: Any, rows: np.ndarray) -> np.ndarray:
         scales = scale[rows[part]] * scale[csr.indices[part]]
         weights[part] = csr.data[part] * scales
     return weights
-
-
-# ------------------------------------------------------------------ device side
-
-
-def matmul(graph: GraphOperator, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    r"""The product :math:`\tilde A X`, in the dtype of ``x`` (float32 or float64).
-
-    Under :func:`jax.vmap` over tables the tables are put side by side as columns, under
-    ``vmap`` over graphs they are taken one after another: the slow batched sparse
-    product is never reached. The gradient is the same product, since the operator is
-    symmetric. A table sharded over its columns needs no communication.
-    """
-    return keep_sharding(_symmetric_product, graph, x)
-
-
-def keep_sharding(function: Any, *args: Any) -> jax.Array:
-    """``function(*args)``, of which the result is sharded like the last argument.
-
-    On an explicit mesh every operation must carry sharding types, which neither the
-    kernel nor flattening does. There this lets the partitioner place them, and promises
-    the sharding of the result. Elsewhere it is only the call.
-    """
-    sharding = jax.typeof(args[-1]).sharding
-    if not sharding.mesh.empty and AxisType.Explicit in sharding.mesh.axis_types:
-        placed: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
-        return placed(*args)
-    return function(*args)
-
-
-@jax.custom_vjp
-def _symmetric_product(graph: GraphOperator, x: jax.Array) -> jax.Array:
-    return graph._apply(x)
-
-
-# Both rules go through the custom_vjp function again, so that higher derivatives exist.
-def _symmetric_product_fwd(graph: GraphOperator, x: jax.Array):
-    return _symmetric_product(graph, x), graph
-
-
-def _symmetric_product_bwd(graph: GraphOperator, cotangent: jax.Array):
-    # None stands for a zero cotangent: the graph is data, not a parameter.
-    return None, _symmetric_product(graph, cotangent)
-
-
-_symmetric_product.defvjp(_symmetric_product_fwd, _symmetric_product_bwd)
-
-
-@jax.custom_batching.custom_vmap
-def _product(graph: GraphOperator, x: jax.Array) -> jax.Array:
-    """The product of the rows of ``graph`` with a table, which may have more rows."""
-    return jax.lax.platform_dependent(
-        graph.weights.astype(x.dtype),
-        graph.columns,
-        graph.row_starts,
-        graph.rows,
-        x,
-        cpu=_native_csr_product,
-        default=_gather_segment_sum,
-    )
-
-
-@_product.def_vmap
-def _product_of_many(
-    axis_size: int, in_batched: list[Any], graph: GraphOperator, x: jax.Array
-) -> tuple[jax.Array, bool]:
-    graph_batched, x_batched = in_batched
-    if not any(jax.tree.leaves(graph_batched)):
-        return _product(graph, x), True
-
-    leaves, treedef = jax.tree.flatten(graph)
-    batched = jax.tree.leaves(graph_batched)
-
-    def one(i: jax.Array) -> jax.Array:
-        this = [leaf[i] if b else leaf for leaf, b in zip(leaves, batched, strict=True)]
-        return _product(treedef.unflatten(this), x[i] if x_batched else x)
-
-    return jax.lax.map(one, jnp.arange(axis_size)), True
-
-
-def _native_csr_product(weights, columns, row_starts, rows, x):
-    del rows
-    product = _partitioned_csr_product(weights, columns, row_starts, x)
-    # The kernel's type forgets over which axes of a shard_map the result varies. The
-    # compiler drops this selection, its type remembers.
-    return jnp.where(False, weights[0] * x[..., :1, :], product)
-
-
-def _csr_product(weights, columns, row_starts, x):
-    # BCSR lowers to the native kernel only for a two-dimensional product of equal
-    # dtypes whose two index arrays have one dtype; _product sees to all of that.
-    matrix = BCSR(
-        (weights, columns, row_starts),
-        shape=(row_starts.shape[0] - 1, x.shape[-2]),
-        indices_sorted=True,
-        unique_indices=True,
-    )
-    return _side_by_side(lambda table: matrix @ table, x)
-
-
-def _side_by_side(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """The product of each of the tables ``[..., n, d]``, taken as one wide table."""
-    n, d = x.shape[-2:]
-    wide = jnp.moveaxis(x.reshape(-1, n, d), 0, 1).reshape(n, -1)
-    products = product(wide)
-    narrow = products.reshape(len(products), -1, d)
-    return jnp.moveaxis(narrow, 1, 0).reshape(*x.shape[:-2], len(products), d)
-
-
-def _table_sharding(mesh, table) -> NamedSharding:
-    """All rows on every device, columns and batches as they are."""
-    spec = list(table.sharding.spec)
-    spec += [None] * (len(table.shape) - len(spec))
-    spec[-2] = None
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def _partition_csr_product(mesh, arg_shapes, result_shape):
-    del result_shape
-    table = _table_sharding(mesh, arg_shapes[-1])
-    replicated = NamedSharding(mesh, PartitionSpec(None))
-    return mesh, _csr_product, table, (replicated, replicated, replicated, table)
-
-
-def _infer_csr_product_sharding(mesh, arg_shapes, result_shape):
-    del result_shape
-    return _table_sharding(mesh, arg_shapes[-1])
-
-
-# A native kernel is opaque to the partitioner, which would gather the whole table on
-# every device; this tells it that columns and batches are independent of each other.
-_partitioned_csr_product = custom_partitioning(_csr_product)
-_partitioned_csr_product.def_partition(
-    partition=_partition_csr_product,
-    infer_sharding_from_operands=_infer_csr_product_sharding,
-    sharding_rule="e, e, s, ... m d -> ... n d",
-    need_replication_factors=("e", "s", "m", "n"),
-)
-
-
-def _gather_segment_sum(weights, columns, row_starts, rows, x):
-    def product(table: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(
-            weights[:, None] * table[columns],
-            rows,
-            num_segments=row_starts.shape[0] - 1,
-            indices_are_sorted=True,
-        )
-
-    return _side_by_side(product, x)
-
-
-# ------------------------------------------------------------------ shared checks
-
-
-def check_beta(beta: Any) -> None:
-    """Refuses a smoothing strength outside [0, 1), unless it is only known later."""
-    if isinstance(beta, Tracer) or callable(beta):
-        return
-    if not 0.0 <= float(beta) < 1.0:
-        raise ValueError(
-            f"beta must lie in [0, 1), got {beta}: 0 is no smoothing, 0.99 the paper's"
-        )
-
-
-def check_num_layers(num_layers: Any) -> int:
-    """Refuses a number of hops that is traced, fractional or negative."""
-    if isinstance(num_layers, Tracer):
-        raise TypeError(
-            "num_layers is traced, but the number of hops shapes the program: pass a "
-            "Python int (with optax.inject_hyperparams list 'num_layers' in "
-            "static_args)"
-        )
-    try:
-        value = operator.index(num_layers)
-    except TypeError:
-        raise TypeError(
-            f"num_layers must be a Python int, got {num_layers!r}"
-        ) from None
-    if value < 0:
-        raise ValueError(f"num_layers must be at least 0, got {value}")
-    return value
-
-
-def check_every(every: Any) -> int:
-    """Refuses a period that is traced, fractional or below 1."""
-    try:
-        value = operator.index(every)
-    except TypeError:
-        raise TypeError(
-            f"every must be a Python int, got {every!r}: it shapes the program (with "
-            "optax.inject_hyperparams list 'every' in static_args)"
-        ) from None
-    if value < 1:
-        raise ValueError(f"every must be at least 1, got {value}")
-    return value

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sevo_jax.data import InteractionLog, Statistics, k_core, read, statistics
 
@@ -43,9 +45,33 @@ def test_a_small_log():
         num_items=6,
         num_interactions=8,
         density=8 / 12,
+        repeats=0.0,
         mean_length=4.0,
         num_train=6,
         num_valid=1,
         num_test=1,
         items_never_in_train=2,
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1))
+def test_logs_with_repeats(pairs):
+    users, items = zip(*pairs)
+    figures = statistics(InteractionLog.from_columns(users, items, name="repeats"))
+    seen = set(pairs)
+    again = sum(pair in pairs[:at] for at, pair in enumerate(pairs))
+    assert figures.repeats == pytest.approx(again / len(pairs))
+    rows = [[i for u, i in pairs if u == user] for user in sorted(set(users))]
+    train = [row[:-2] if len(row) > 3 else row for row in rows]
+    assert figures == Statistics(
+        num_users=len(set(users)),
+        num_items=len(set(items)),
+        num_interactions=len(pairs),
+        density=len(seen) / (len(set(users)) * len(set(items))),
+        repeats=1 - len(seen) / len(pairs),
+        mean_length=len(pairs) / len(set(users)),
+        num_train=sum(map(len, train)),
+        num_valid=sum(len(row) > 3 for row in rows),
+        num_test=sum(len(row) > 3 for row in rows),
+        items_never_in_train=len(set(items).difference(*train)),
     )

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from sevo_jax._sparse import AdjacencyLike, GraphOperator, _product, prepare
+from sevo_jax.operators import _kernels
+from sevo_jax.operators._adjacency import AdjacencyLike, prepare
+from sevo_jax.operators._operator import CSROperator, GraphOperator
 
 
 @functools.partial(
@@ -31,23 +33,31 @@ from sevo_jax._sparse import AdjacencyLike, GraphOperator, _product, prepare
 class ShardedGraphOperator(GraphOperator):
     r"""The operator :math:`\tilde A`, its rows split over the devices of a mesh.
 
-    Made by :func:`shard_rows`. The arrays of a :class:`GraphOperator` have one more
-    dimension here, the blocks, of which each device holds one; they are filled up to
-    the size of the largest. A block's columns count its own rows of the table first,
-    then those received.
+    Made by :func:`shard_rows`. Each device holds one block; all are filled up to the
+    size of the largest. A block's columns count its own rows of the table first, then
+    those received.
 
     Attributes:
+      weights: entries by block and row, ``[blocks, entries]``.
+      columns: column of each entry, int32 ``[blocks, entries]``.
+      row_starts: where each row of a block begins, int32 ``[blocks, rows + 1]``.
+      rows: row of each entry in its block, int32 ``[blocks, entries]``.
       sends: which of its rows the first block sends to the second, int32
         ``[blocks, blocks, width]``.
+      num_nodes: number of rows and columns; static.
       sharding: of the tables ``[num_nodes, d]``; static.
     """
 
+    weights: Float[Array, "p e"]
+    columns: Int[Array, "p e"]
+    row_starts: Int[Array, "p n+1"]
+    rows: Int[Array, "p e"]
     sends: Int[Array, "p p w"]
+    num_nodes: int
     sharding: NamedSharding
 
     @property
     def num_entries(self) -> int:
-        """Number of stored entries, those that fill up the blocks included."""
         return self.columns.size
 
     @property
@@ -80,7 +90,8 @@ class ShardedGraphOperator(GraphOperator):
         )
 
 
-@functools.cache
+# Bounded: a key holds its mesh.
+@functools.lru_cache(maxsize=32)
 def _product_on(mesh: Any, spec: PartitionSpec) -> Callable[..., jax.Array]:
     # Compiled as a whole outside of jit too, where shard_map goes step by step.
     return jax.jit(
@@ -108,7 +119,7 @@ def _block_product(graph: ShardedGraphOperator, x: jax.Array) -> jax.Array:
     axis = graph.sharding.spec[0]
     received = jax.lax.all_to_all(x[sends], axis, 0, 0, tiled=True)
     table = jnp.concatenate([x, received.reshape(-1, x.shape[1])])
-    return _product(GraphOperator(weights, columns, row_starts, rows, len(x)), table)
+    return _kernels.csr_product(weights, columns, row_starts, rows, table)
 
 
 def shard_rows(
@@ -171,6 +182,7 @@ def shard_rows(
     if isinstance(adjacency, ShardedGraphOperator):
         raise TypeError(f"{adjacency} is split already: give the graph it was made of")
     graph = prepare(adjacency)
+    assert isinstance(graph, CSROperator)
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
     by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
@@ -187,7 +199,7 @@ def shard_rows(
     )
 
 
-def _split(graph: GraphOperator, num_blocks: int) -> dict[str, np.ndarray]:
+def _split(graph: CSROperator, num_blocks: int) -> dict[str, np.ndarray]:
     """The arrays of a :class:`ShardedGraphOperator`, on the host."""
     size = -(-graph.num_nodes // num_blocks)
     weights, rows = np.asarray(graph.weights), np.asarray(graph.rows)

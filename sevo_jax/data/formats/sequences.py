@@ -1,0 +1,187 @@
+"""Sequence text: one user a line, `user item item ...`, the oldest item first.
+
+A file of `user item` pairs, in order of time, is such text too, only that users come
+back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from sevo_jax._files import replacing
+from sevo_jax._messages import named, shown
+from sevo_jax.data import ids
+from sevo_jax.data.formats import delimited
+from sevo_jax.data.formats.request import Faults, Request
+from sevo_jax.data.formats.source import Source
+from sevo_jax.data.log import InteractionLog
+
+_COMMENTS = (b"#", b"//", b"%%")
+_NAME = re.compile(rb"[A-Za-z][A-Za-z_-]*")
+_WHOLE_NUMBER = re.compile(rb"-?[0-9]+(\.0+)?")
+
+
+class _Rows(NamedTuple):
+    """The lines that hold something.
+
+    Attributes:
+      numbers: of the lines, from 1.
+      users: the first id of each.
+      lengths: how many items each has.
+      items: the items of all lines, one after the other.
+    """
+
+    numbers: list[int]
+    users: list[bytes]
+    lengths: list[int]
+    items: list[bytes]
+
+
+def read(source: Source, request: Request) -> InteractionLog:
+    """Reads sequence text; or a table, if columns are given or the first line is names.
+
+    Ids are cut by blanks and tabs. Blank lines are skipped.
+    """
+    data = source.text()
+    if request.columns or request.delimiter is not None or delimited.has_header(data):
+        return delimited.parse(source, data, request, usual="\t")
+    where = source.where
+    rows = _rows(where, data, request.faults)
+    if not rows.users:
+        raise request.faults.nothing_left(where)
+    _refuse_header(where, rows)
+    users, codes = ids.distinct(rows.users)
+    if len(users) < len(rows.users) and set(rows.lengths) != {1}:
+        rows = _each_once(where, rows, request.faults)
+        users, codes = ids.distinct(rows.users)
+    items, item_codes = ids.distinct(rows.items)
+    return InteractionLog.from_codes(
+        ids.in_order_of_tokens(_decoded(users), np.repeat(codes, rows.lengths), "user"),
+        ids.in_order_of_tokens(_decoded(items), item_codes, "item"),
+        None,
+        name=source.name,
+    )
+
+
+def write(log: InteractionLog, path: str | os.PathLike) -> None:
+    """Writes sequence text.
+
+    Raises:
+      ValueError: an id contains white space, or a user's begins as a comment does.
+    """
+    users, items = (_written(path, column) for column in (log.user_ids, log.item_ids))
+    for user in users:
+        if _is_comment(user.encode()) or user.startswith("\ufeff"):
+            raise ValueError(
+                f"{path}: the id {shown(user)} begins as a comment does, or a byte "
+                "order mark: write .csv or .parquet"
+            )
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for user, row in zip(users, log.sequences, strict=True):
+            file.write(f"{user} {' '.join(items[row])}\n")
+
+
+def _rows(where: str, data: bytes, faults: Faults) -> _Rows:
+    stray_returns = b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
+    is_utf8 = data.isascii() or _is_utf8(data)
+    rows = _Rows([], [], [], [])
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        user, *items = line.split() or (None,)
+        if user is None:
+            continue
+        fault = ""
+        if _is_comment(user):
+            fault = f"the line begins as a comment does, {_shown(line)}: delete it"
+        elif not items:
+            fault = f"user {_named(user)} has no items after blanks or tabs"
+        elif stray_returns and b"\r" in line.removesuffix(b"\r"):
+            fault = f"a carriage return inside the line, {_shown(line)}"
+        elif not (is_utf8 or _is_utf8(line)):
+            fault = f"not UTF-8, {_shown(line)}"
+        if fault:
+            faults.add(f"{where}:{number}", fault)
+            continue
+        rows.numbers.append(number)
+        rows.users.append(user)
+        rows.lengths.append(len(items))
+        rows.items.extend(items)
+    return rows
+
+
+def _is_comment(user: bytes) -> bool:
+    return user[0] in b"#/%" and (user.startswith(_COMMENTS) or user == b"%")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _refuse_header(where: str, rows: _Rows) -> None:
+    """Refuses names of columns that are not known, which are no user and items."""
+    users, items, length = rows.users, rows.items, rows.lengths[0]
+    first = [users[0], *items[:length]]
+    if len(users) == 1 or set(rows.lengths) != {length}:
+        return
+    if not all(_NAME.fullmatch(token) for token in first):
+        return
+    for column in (users[1:], items[length:]):
+        if all(_WHOLE_NUMBER.fullmatch(token) for token in column):
+            raise ValueError(
+                f"{where}:{rows.numbers[0]}: the line {_shown(b' '.join(first))} looks "
+                "like names of columns, as numbers follow: delete it, or name the "
+                "columns of a table, user=..., item=... (--user-column, --item-column)"
+            )
+
+
+def _each_once(where: str, rows: _Rows, faults: Faults) -> _Rows:
+    """The rows without those of users that have had one."""
+    kept, lines = _Rows([], [], [], []), {}
+    start = 0
+    for number, user, length in zip(rows.numbers, rows.users, rows.lengths):
+        end = start + length
+        if lines.setdefault(user, number) != number:
+            faults.add(
+                f"{where}:{number}",
+                f"user {_named(user)} stands on line {lines[user]} already: put all "
+                "items of a user on one line; in a table, give the columns, user=..., "
+                "item=... (--user-column, --item-column)",
+            )
+        else:
+            kept.numbers.append(number)
+            kept.users.append(user)
+            kept.lengths.append(length)
+            kept.items.extend(rows.items[start:end])
+        start = end
+    return kept
+
+
+def _decoded(tokens: list[bytes]) -> list[str]:
+    return [token.decode() for token in tokens]
+
+
+def _shown(data: bytes) -> str:
+    return shown(data[:100].decode(errors="backslashreplace").strip())
+
+
+def _named(token: bytes) -> str:
+    return named(token.decode(errors="backslashreplace"))
+
+
+def _written(path: str | os.PathLike, column: np.ndarray) -> np.ndarray:
+    """The ids as text, none of which is cut in reading."""
+    texts = [str(entry) for entry in column.tolist()]
+    for text in texts:
+        if text.encode().split() != [text.encode()]:
+            raise ValueError(
+                f"{path}: the id {shown(text)} contains white space, which separates "
+                "ids in this format: write .csv or .parquet"
+            )
+    return np.fromiter(texts, object, len(texts))

@@ -1,0 +1,28 @@
+"""The operator of a graph: made once on the host, applied by the fastest product."""
+
+from sevo_jax.operators._adjacency import (
+    AdjacencyLike,
+    as_csr,
+    bcoo_from_scipy,
+    canonical,
+    in_float32,
+    prepare,
+    to_scipy,
+)
+from sevo_jax.operators._operator import CSROperator, GraphOperator, keep_sharding
+from sevo_jax.operators._sharded import ShardedGraphOperator, shard_rows
+
+__all__ = [
+    "AdjacencyLike",
+    "CSROperator",
+    "GraphOperator",
+    "ShardedGraphOperator",
+    "as_csr",
+    "bcoo_from_scipy",
+    "canonical",
+    "in_float32",
+    "keep_sharding",
+    "prepare",
+    "shard_rows",
+    "to_scipy",
+]
