@@ -50,7 +50,7 @@ def test_public_function_has_an_example(name):
 
 
 def test_modules_and_public_functions_are_found():
-    assert {"sevo_jax._leaves", "sevo_jax.graphs.cooccurrence"} <= set(MODULES)
+    assert {"sevo_jax._leaves", "sevo_jax.graphs._cooccurrence"} <= set(MODULES)
     if importlib.util.find_spec("pyarrow"):
         assert "sevo_jax.training.trainer" in MODULES
     assert "sevo_jax.sevo_adamw" in PUBLIC

@@ -1,6 +1,5 @@
 """Co-occurrence against the literal double loop, in exact fractions."""
 
-import importlib
 import itertools
 import tracemalloc
 import weakref
@@ -16,9 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sevo_jax.data.sequences import Sequences
-from sevo_jax.graphs import _pairs, cooccurrence
-
-MODULE = importlib.import_module("sevo_jax.graphs.cooccurrence")
+from sevo_jax.graphs import _cooccurrence, _pairs, cooccurrence
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ def test_equals_the_literal_loop(
     for sequences in (iter(rows), Flat.of(rows), iter(chunks)):
         # So small that what is counted is merged over and over.
         with (
-            mock.patch.object(MODULE, "_BLOCK", block),
-            mock.patch.object(MODULE, "_ROWS", cut),
+            mock.patch.object(_cooccurrence, "_BLOCK", block),
+            mock.patch.object(_cooccurrence, "_ROWS", cut),
             mock.patch.object(_pairs, "_PENDING", 1),
         ):
             graph = cooccurrence(sequences, NUM_ITEMS, num_nodes=num_nodes, **factors)
@@ -243,7 +240,7 @@ def test_chunks_are_let_go_of():
 def test_memory_grows_with_pairs_not_interactions(monkeypatch):
     """Sixty-four times the interactions of a small buffer, and as many pairs again."""
     monkeypatch.setattr(_pairs, "_PENDING", 2**14)
-    monkeypatch.setattr(MODULE, "_BLOCK", 2**14)
+    monkeypatch.setattr(_cooccurrence, "_BLOCK", 2**14)
     chunk = Flat.of([list(range(100)) * 2] * 100)
 
     def peak(repeats):
