@@ -2,8 +2,14 @@
 
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig
+from sevo_jax.models.lightgcn import LightGCN, LightGCNConfig
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
-from sevo_jax.models.recommender import GraphVariable, Recommender, SequenceModel
+from sevo_jax.models.recommender import (
+    GraphVariable,
+    Recommender,
+    SequenceModel,
+    UserModel,
+)
 from sevo_jax.models.registry import MODELS, register
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
 from sevo_jax.models.stosa import STOSA, STOSAConfig
@@ -16,6 +22,8 @@ __all__ = [
     "GRU4Rec",
     "GRU4RecConfig",
     "GraphVariable",
+    "LightGCN",
+    "LightGCNConfig",
     "MFBPR",
     "MFBPRConfig",
     "Recommender",
@@ -23,5 +31,6 @@ __all__ = [
     "SASRecConfig",
     "STOSAConfig",
     "SequenceModel",
+    "UserModel",
     "register",
 ]

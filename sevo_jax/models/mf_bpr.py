@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
-from sevo_jax.models.recommender import Recommender, Sizes, check_items
+from sevo_jax.models.recommender import Sizes, UserModel
 from sevo_jax.models.registry import register
-from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
+from sevo_jax.samples.triplets import TripletBatch
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class MFBPRConfig:
 
 
 @register("mf-bpr")
-class MFBPR(Recommender):
+class MFBPR(UserModel):
     """Matrix factorisation: a user scores an item by their embeddings' inner product.
 
     User `u` and item `i` are the rows `u` and `i` of their tables. Embeddings start as
@@ -69,11 +67,6 @@ class MFBPR(Recommender):
     """
 
     Config = MFBPRConfig
-    item_offset: ClassVar[int] = 0
-    smoothed: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "user-item": (("user_embedding", "item_embedding"),),
-        "item-item": ("item_embedding",),
-    }
 
     def __init__(
         self, num_users: int, num_items: int, config: MFBPRConfig, *, rngs: nnx.Rngs
@@ -96,6 +89,21 @@ class MFBPR(Recommender):
         del graphs
         return cls(sizes.num_users, sizes.num_items, config, rngs=rngs)
 
+    @classmethod
+    def of_tables(
+        cls,
+        users: Float[Array, "num_users width"],
+        items: Float[Array, "num_items width"],
+    ) -> MFBPR:
+        """Makes the model that ranks with these tables."""
+        (num_users, width), num_items = users.shape, len(items)
+        config = MFBPRConfig(width)
+        model = nnx.eval_shape(
+            lambda: cls(num_users, num_items, config, rngs=nnx.Rngs(0))
+        )
+        model.user_embedding, model.item_embedding = nnx.Param(users), nnx.Param(items)
+        return model
+
     def loss(self, batch: TripletBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
         """Returns BPR's loss, the mean of `softplus(s_negative - s_positive)`.
 
@@ -114,44 +122,3 @@ class MFBPR(Recommender):
     def score(self, inputs: Int[Array, "users 1"]) -> Float[Array, "users num_items"]:
         """Returns each item's score for users, rows of the user table."""
         return self.user_embedding[...][inputs[:, 0]] @ self.item_embedding[...].T
-
-    def inputs(
-        self, sequences: Sequences, users: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Returns what `score` takes, int32 `[len(sequences), 1]`: the users.
-
-        Args:
-          sequences: Items of each user, `0..num_items-1`; they are not looked at but
-            for being the items of the training data.
-          users: Whose they are, `0..num_users-1`, as in the training data.
-
-        Raises:
-          ValueError: If `users` is missing, does not fit `sequences` or is out of
-            range, or an item is.
-        """
-        check_items(sequences, self.num_items)
-        if users is None:
-            raise ValueError("MFBPR knows users by their rows alone: give `users`")
-        users = np.asarray(users)
-        if users.shape != (len(sequences),):
-            raise ValueError(
-                f"users has shape {users.shape}, there are {len(sequences)} sequences"
-            )
-        if users.size and (users.min() < 0 or users.max() >= self.num_users):
-            raise ValueError(
-                f"users run from {users.min()} to {users.max()}, the model knows "
-                f"0..{self.num_users - 1}: it cannot serve users it was not trained on"
-            )
-        return users.astype(np.int32)[:, None]
-
-    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> TripletEpochs:
-        """Returns the epochs of `train`, by number; a step of one is a loss's batch.
-
-        Raises:
-          ValueError: If `train` does not have one row for each user.
-        """
-        if len(train) != self.num_users:
-            raise ValueError(
-                f"train has {len(train)} users, the model {self.num_users}"
-            )
-        return TripletEpochs(train, self.num_items, batch_size=batch_size, seed=seed)

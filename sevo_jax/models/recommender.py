@@ -1,7 +1,8 @@
 """The contract of a recommender: what trainer, evaluator and runs ask of a model.
 
-A new model derives from `Recommender`, or from `SequenceModel` if it knows a user by
-the user's items alone, and is registered by name (`sevo_jax.models.register`).
+A new model derives from `Recommender`: from `SequenceModel` if it knows a user by the
+user's items alone, from `UserModel` if by the row of a table. It is registered by name
+(`sevo_jax.models.register`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from sevo_jax._leaves import LeafName
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.graphs.kinds import GraphConfig
-from sevo_jax.samples import Epochs, PackedEpochs, left_pad
+from sevo_jax.samples import Epochs, PackedEpochs, TripletEpochs, left_pad
 
 Loss: TypeAlias = Float[Array, ""] | tuple[Float[Array, ""], Mapping[str, jax.Array]]
 
@@ -192,6 +193,72 @@ class SequenceModel(Recommender):
             seed=seed,
             item_offset=self.item_offset,
         )
+
+
+class UserModel(Recommender):
+    """A recommender with a table of users: it serves those of the training data alone.
+
+    User `u` and item `i` are the rows `u` and `i` of `user_embedding` and
+    `item_embedding`.
+
+    Attributes:
+      num_users: number of users.
+    """
+
+    smoothed: ClassVar[Mapping[str, tuple[LeafName, ...]]] = {
+        "user-item": (("user_embedding", "item_embedding"),),
+        "item-item": ("item_embedding",),
+    }
+
+    num_users: int
+
+    def inputs(
+        self, sequences: Sequences, users: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the rows of users, int32 `[len(sequences), 1]`.
+
+        Args:
+          sequences: items of each user, `0..num_items-1`; they are not looked at but
+            for being the items of the training data.
+          users: whose they are, `0..num_users-1`, as in the training data.
+
+        Raises:
+          ValueError: if `users` is missing, does not fit `sequences` or is out of
+            range, or an item is.
+        """
+        check_items(sequences, self.num_items)
+        if users is None:
+            raise ValueError(
+                f"{type(self).__name__} knows users by their rows alone: give `users`"
+            )
+        users = np.asarray(users)
+        if users.shape != (len(sequences),):
+            raise ValueError(
+                f"users has shape {users.shape}, there are {len(sequences)} sequences"
+            )
+        if users.size and (users.min() < 0 or users.max() >= self.num_users):
+            raise ValueError(
+                f"users run from {users.min()} to {users.max()}, the model knows "
+                f"0..{self.num_users - 1}: it cannot serve users it was not trained on"
+            )
+        return users.astype(np.int32)[:, None]
+
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> TripletEpochs:
+        """Returns the epochs of pairwise ranking (`TripletEpochs`).
+
+        Args:
+          train: train items of each user.
+          batch_size: triplets of a step.
+          seed: in [0, 2**32).
+
+        Raises:
+          ValueError: if `train` does not have one row for each user.
+        """
+        if len(train) != self.num_users:
+            raise ValueError(
+                f"train has {len(train)} users, the model {self.num_users}"
+            )
+        return TripletEpochs(train, self.num_items, batch_size=batch_size, seed=seed)
 
 
 def check_items(sequences: Sequences, num_items: int) -> None:

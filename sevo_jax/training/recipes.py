@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from sevo_jax.models import (
     BERT4RecConfig,
     GRU4RecConfig,
+    LightGCNConfig,
     MFBPRConfig,
     SASRecConfig,
     STOSAConfig,
@@ -208,4 +210,25 @@ RECIPES["mf-bpr-adamw-beauty"] = _mf_bpr(
 RECIPES |= {
     f"{model}-adamw-beauty": RECIPES[f"{model}-beauty"].with_optimizer("adamw")
     for model in ("gru4rec", "sasrec", "bert4rec", "stosa")
+}
+
+# Those of the paper are unpublished: RecBoard's, by an author of it.
+_LIGHTGCN = Recipe(
+    model="lightgcn",
+    architecture=LightGCNConfig(),
+    optimizer=OptimizerConfig("adam", weight_decay=0.0),
+    batch_size=2048,
+    epochs=1000,
+)
+RECIPES |= {
+    "lightgcn-beauty": _LIGHTGCN,
+    "lightgcn-toys": replace(_LIGHTGCN, architecture=LightGCNConfig(num_hops=2)),
+    "lightgcn-tools": _LIGHTGCN,
+    "lightgcn-ml-1m": _LIGHTGCN,
+    "lightgcn-synthetic": replace(
+        _LIGHTGCN,
+        optimizer=replace(_LIGHTGCN.optimizer, learning_rate=1e-2),
+        batch_size=1024,
+        epochs=60,
+    ),
 }

@@ -77,12 +77,12 @@ def test_users_that_were_not_drawn_move_over_a_graph_of_users_alone(
     trainer = Trainer(
         dataclasses.replace(mf_trainer.recipe, optimizer=still), tiny_split
     )
-    run = trainer._start(0)
-    before = np.array(run.state.params["user_embedding"][...])
+    state = trainer.start(0)
+    before = np.array(state.params["user_embedding"][...])
     epochs = trainer.new_model(0).epochs(tiny_split.train, batch_size=16, seed=0)
     first_step = jax.tree.map(lambda field: field[:1], epochs[0])
-    trainer._train_epoch([run], [first_step])
-    after = np.array(run.state.params["user_embedding"][...])
+    state, _ = trainer.train_epoch(state, first_step, seed=0, epoch=0)
+    after = np.array(state.params["user_embedding"][...])
     moved = np.flatnonzero(np.any(after != before, axis=1))
     drawn = np.unique(first_step.users)
     if mf_trainer.recipe.graph.kind == "user-item":
