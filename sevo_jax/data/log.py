@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sevo_jax._messages import named
 from sevo_jax.data import ids, times
 from sevo_jax.data.sequences import Sequences, ranges
 
@@ -44,10 +44,13 @@ class InteractionLog:
                 f"{len(self.user_ids)} user ids for {len(self.sequences)} sequences: "
                 "there must be one for each"
             )
-        if not self.sequences.lengths.all():
-            user = named(self.user_ids[np.argmin(self.sequences.lengths)])
+        # Whatever is made of them names its users by their ids.
+        sequences = dataclasses.replace(self.sequences, names=self.user_ids)
+        object.__setattr__(self, "sequences", sequences)
+        if not sequences.lengths.all():
+            user = sequences.name(int(np.argmin(sequences.lengths)))
             raise ValueError(f"user {user} has no interactions: leave such users out")
-        low, high = self.sequences.values.min(), self.sequences.values.max()
+        low, high = sequences.values.min(), sequences.values.max()
         if low < 0 or high >= len(self.item_ids):
             raise ValueError(
                 f"items run from {low} to {high}, but {len(self.item_ids)} item ids "

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sevo_jax._messages import named
+
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
@@ -17,6 +19,8 @@ class Sequences:
     Attributes:
       values: int32 `[total]`, the items of all rows one after the other.
       offsets: int64 `[num_rows + 1]`, where each row begins, and the total last.
+      names: `[num_rows]`, what messages call the rows: the ids of the users in a log.
+        None stands for the numbers of the rows.
 
     Raises:
       TypeError: a dtype is not the one above.
@@ -32,6 +36,7 @@ class Sequences:
 
     values: np.ndarray
     offsets: np.ndarray
+    names: np.ndarray | None = None
 
     def __post_init__(self):
         if self.values.dtype != np.int32 or self.offsets.dtype != np.int64:
@@ -62,11 +67,13 @@ class Sequences:
         return cls.from_lengths(values, np.array([len(row) for row in rows], np.int64))
 
     @classmethod
-    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Sequences:
+    def from_lengths(
+        cls, values: np.ndarray, lengths: np.ndarray, names: np.ndarray | None = None
+    ) -> Sequences:
         """Cuts `values` `[total]` into rows of the given `lengths` `[num_rows]`."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        return cls(np.asarray(values, np.int32), offsets)
+        return cls(np.asarray(values, np.int32), offsets, names)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -90,6 +97,17 @@ class Sequences:
     def rows(self) -> np.ndarray:
         """int64 `[total]`: the row that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
+
+    def name(self, row: int) -> str:
+        """What a message calls a row.
+
+        Examples:
+          >>> from sevo_jax.data import InteractionLog
+          >>> log = InteractionLog.from_columns(["ann", "bob"], [5, 5], name="tiny")
+          >>> log.sequences.name(1), Sequences.from_lists([[], []]).name(1)
+          ('bob', '1')
+        """
+        return f"{row}" if self.names is None else named(self.names[row])
 
     def last(self, k: int) -> Sequences:
         """Keeps the last `k` items of each row (all, where a row has fewer).
@@ -137,7 +155,7 @@ class Sequences:
             )
         added = column >= 0
         values = np.insert(self.values, self.offsets[1:][added], column[added])
-        return Sequences.from_lengths(values, self.lengths + added)
+        return Sequences.from_lengths(values, self.lengths + added, self.names)
 
     def take(self, rows: np.ndarray) -> Sequences:
         """Picks rows, in the order of the integers `rows`.
@@ -166,11 +184,13 @@ class Sequences:
         rows, values = np.divmod(
             np.unique(self.rows * num_items + self.values), num_items
         )
-        return Sequences.from_lengths(values, np.bincount(rows, minlength=len(self)))
+        lengths = np.bincount(rows, minlength=len(self))
+        return Sequences.from_lengths(values, lengths, self.names)
 
     def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Rows `values[starts[i]:starts[i] + lengths[i]]`."""
-        return Sequences.from_lengths(self.values[ranges(starts, lengths)], lengths)
+        values = self.values[ranges(starts, lengths)]
+        return Sequences.from_lengths(values, lengths, self.names)
 
 
 def ranges(starts: int | np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ class Evaluator:
         self.part = part
         self.users = users
         self._metrics = config.measured
-        self._user_ids = split.log.user_ids
+        self._user_name = split.train.name
         self._sharding = sharding
         seen = _seen(histories, config.seen)
         self._batches = [
@@ -162,10 +162,10 @@ class Evaluator:
             ranks[rows] = result
         bad = np.isnan(ranks)
         if bad.any():
-            first = self._user_ids[self.users[bad][0]]
+            first = self._user_name(self.users[bad][0])
             raise FloatingPointError(
                 f"{bad.sum()} of {self.users.size} users have scores that are not "
-                f"finite ({self.part} items, first user {first!s:.80}): the parameters "
+                f"finite ({self.part} items, first user {first}): the parameters "
                 "have diverged, lower the learning rate"
             )
         return ranks

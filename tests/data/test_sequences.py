@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sevo_jax.data import Sequences
+from sevo_jax.data import InteractionLog, Sequences
 from sevo_jax.data.sequences import ranges
 
 
@@ -105,3 +105,19 @@ def test_ranges(rng):
         ]
         assert ranges(first, lengths).tolist() == expected
     assert ranges(0, np.zeros(0, np.int32)).tolist() == []
+
+
+def test_rows_keep_their_names():
+    log = InteractionLog.from_columns(
+        ["ann", "bob", "bob", "x" * 999], [7, 7, 8, 9], name="names"
+    )
+    rows = log.sequences
+    for each in (
+        rows,
+        rows.last(1),
+        rows.drop_last(1),
+        rows.append(np.array([1, -1, 0])),
+    ):
+        assert [each.name(i) for i in range(2)] == ["ann", "bob"]
+        assert len(each.name(2)) == 60
+    assert Sequences.from_lists([[1], [2]]).last(1).name(1) == "1"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sevo_jax.data import Sequences
+from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.samples import NegativeSampler
 
 
@@ -76,6 +76,10 @@ def test_a_user_with_all_items_is_refused():
     train = Sequences.from_lists([[1, 2], [2, 0, 1, 0]])
     with pytest.raises(ValueError, match="user 1 are all 3 items"):
         NegativeSampler(train, 3)
+    # A user of a log has an id.
+    log = InteractionLog.from_columns([104] * 3 + [101], [7, 8, 9, 9], name="log")
+    with pytest.raises(ValueError, match="user 104 are all 3 items"):
+        NegativeSampler(leave_one_out(log).train, 3)
 
 
 @pytest.mark.parametrize("items", [[0, 3], [-1, 2]])
