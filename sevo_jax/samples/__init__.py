@@ -1,6 +1,6 @@
 """What a step trains on: the epochs of each kind of training, addressed by number."""
 
-from sevo_jax.samples.epochs import Epochs
+from sevo_jax.samples.epochs import Epochs, ahead
 from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
@@ -18,5 +18,6 @@ __all__ = [
     "PrefixEpochs",
     "TripletBatch",
     "TripletEpochs",
+    "ahead",
     "left_pad",
 ]

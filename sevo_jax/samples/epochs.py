@@ -1,7 +1,9 @@
-"""The contract of what a model trains on."""
+"""The contract of what a model trains on, and drawing it ahead of its use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 
@@ -22,3 +24,15 @@ class Epochs(Protocol):
           epoch: from 0.
         """
         ...
+
+
+def ahead(load: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+    """`load(start)` to `load(stop - 1)`, the next made while the caller is busy."""
+    if start >= stop:
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(load, start)
+        for number in range(start + 1, stop):
+            loaded, following = following.result(), pool.submit(load, number)
+            yield loaded
+        yield following.result()

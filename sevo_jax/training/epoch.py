@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -163,3 +164,20 @@ def step_key(
     whether the run reached it or resumed at it.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), step)
+
+
+def same_shapes(drawn: Sequence[Any]) -> Sequence[Any]:
+    """Batches of several runs, filled up with zeros where one needed more room."""
+
+    def fill(*leaves: Any) -> list[Any]:
+        shape = np.max([leaf.shape for leaf in leaves], axis=0)
+        return [
+            leaf
+            if leaf.shape == tuple(shape)
+            else np.pad(leaf, [(0, more) for more in shape - leaf.shape])
+            for leaf in leaves
+        ]
+
+    filled = jax.tree.map(fill, *drawn)
+    treedef = jax.tree.structure(drawn[0])
+    return jax.tree.transpose(treedef, None, filled)

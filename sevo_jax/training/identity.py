@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,16 @@ def digest(*parts: ArrayLike | str) -> str:
         else:
             found.update(np.ascontiguousarray(part).tobytes())
     return found.hexdigest()
+
+
+def program_digest(
+    function: Callable[..., Any], *arguments: Any, **options: Any
+) -> str:
+    """The SHA-256 of a function's program for arrays, or for what is shaped like them.
+
+    It tells functions that do something else apart, their constants included.
+    """
+    return digest(jax.jit(function).lower(*arguments, **options).as_text())
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sevo_jax import CSROperator
@@ -176,6 +177,39 @@ class Run:
         if is_first():
             folder.describe({**self.identity, "machine": self.machine, **about})
         self.folder = folder
+
+    def record(
+        self,
+        step_losses: np.ndarray,
+        step_parts: Mapping[str, np.ndarray],
+        seconds: float,
+    ) -> None:
+        """Notes an epoch that was trained.
+
+        Args:
+          step_losses: the loss of each step.
+          step_parts: its parts at each step, by name.
+          seconds: time to train the epoch.
+
+        Raises:
+          FloatingPointError: if a loss is not finite.
+        """
+        progress = self.progress
+        if not np.isfinite(step_losses).all():
+            step = int(np.argmin(np.isfinite(step_losses)))
+            rate = self.identity["recipe"]["optimizer"]["learning_rate"]
+            raise FloatingPointError(
+                f"the loss is {step_losses[step]} at step {step} of epoch "
+                f"{progress.epoch} (learning rate {rate}): the run has diverged, lower "
+                "the learning rate"
+            )
+        loss = float(step_losses.mean())
+        parts = {name: float(values.mean()) for name, values in step_parts.items()}
+        progress.losses.append(loss)
+        progress.parts.append(parts)
+        progress.epoch_seconds.append(seconds)
+        self.log.train(progress.epoch, loss, seconds, parts)
+        progress.epoch += 1
 
     def save(self) -> None:
         """Writes a checkpoint, if the run has a folder."""

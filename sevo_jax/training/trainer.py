@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, describe
 from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS, Recommender
-from sevo_jax.samples import Epochs
+from sevo_jax.samples import Epochs, ahead
 from sevo_jax.training.epoch import (
     Graphs,
     Program,
     TrainState,
+    same_shapes,
     split_model,
     train_epoch,
     train_epoch_together,
@@ -41,6 +41,7 @@ from sevo_jax.training.identity import (
     digest,
     fingerprint,
     machine,
+    program_digest,
     settings,
     versions,
 )
@@ -115,11 +116,25 @@ class Trainer:
             for name, config in kind.propagated(recipe.architecture).items()
         }
         self.optimizer = self._make_optimizer(optimizer)
-        self._given = _fingerprints(self, graphs, optimizer)
         model = self.new_model(0)
         graphdef, _, model_graphs, _ = split_model(model)
         self.program = Program(graphdef, self.optimizer.update)
         self.graphs = Graphs(self.smoothing, model_graphs)
+        self._given: dict[str, Any] = {}
+        if graphs is not None:
+            self._given["graphs"] = {
+                str(name): digest(*jax.tree.leaves(graph))
+                for name, graph in self.smoothing.items()
+            }
+        if optimizer is not None:
+            state = jax.eval_shape(lambda: self.start(0))
+            self._given["optimizer"] = program_digest(
+                self.optimizer.update,
+                state.params,
+                state.opt_state,
+                state.params,
+                graphs=self.smoothing,
+            )
         self._ranking = nnx.graphdef(model.for_ranking())
         rows = row_sharding(self.mesh)
         self._valid = Evaluator(model, split, "valid", config, sharding=rows)
@@ -397,10 +412,10 @@ class Trainer:
         epochs = [self.epochs(run.seed) for run in runs]
 
         def draw(epoch):
-            drawn = _same_shapes([each[epoch] for each in epochs])
+            drawn = same_shapes([each[epoch] for each in epochs])
             return [split_batches(self.mesh, batches) for batches in drawn]
 
-        for batches in _ahead(draw, runs[0].progress.epoch, stop):
+        for batches in ahead(draw, runs[0].progress.epoch, stop):
             if runs[0].progress.epoch % recipe.eval_every == 0:
                 for run in runs:
                     self._evaluate(run)
@@ -437,31 +452,7 @@ class Trainer:
         seconds = (time.perf_counter() - began) / len(runs)
         for index, run in enumerate(runs):
             parts = {name: values[index] for name, values in fetched.items()}
-            self._record(run, parts.pop("loss"), parts, seconds)
-
-    def _record(
-        self,
-        run: Run,
-        step_losses: np.ndarray,
-        step_parts: Mapping[str, np.ndarray],
-        seconds: float,
-    ) -> None:
-        """Notes an epoch that was trained."""
-        epoch = run.progress.epoch
-        if not np.isfinite(step_losses).all():
-            step = int(np.argmin(np.isfinite(step_losses)))
-            raise FloatingPointError(
-                f"the loss is {step_losses[step]} at step {step} of epoch {epoch} "
-                f"(learning rate {self.recipe.optimizer.learning_rate}): the run has "
-                "diverged, lower the learning rate"
-            )
-        loss = float(step_losses.mean())
-        parts = {name: float(values.mean()) for name, values in step_parts.items()}
-        run.progress.epoch = epoch + 1
-        run.progress.losses.append(loss)
-        run.progress.parts.append(parts)
-        run.progress.epoch_seconds.append(seconds)
-        run.log.train(epoch, loss, seconds, parts)
+            run.record(parts.pop("loss"), parts, seconds)
 
     def _evaluate(self, run: Run) -> None:
         progress = run.progress
@@ -539,25 +530,6 @@ def train(
     )
 
 
-def _fingerprints(
-    trainer: Trainer, graphs: Any, optimizer: Any
-) -> dict[str, dict[str, str] | str]:
-    """What tells graphs and optimizers that no recipe names from others."""
-    given: dict[str, dict[str, str] | str] = {}
-    if graphs is not None:
-        given["graphs"] = {
-            str(name): digest(*jax.tree.leaves(graph))
-            for name, graph in trainer.smoothing.items()
-        }
-    if optimizer is not None:
-        state = jax.eval_shape(lambda: trainer.start(0))
-        program = jax.jit(trainer.optimizer.update).lower(
-            state.params, state.opt_state, state.params, graphs=trainer.smoothing
-        )
-        given["optimizer"] = digest(program.as_text())
-    return given
-
-
 def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:
     """The leaves that keys of a mapping of graphs name, joint tables taken apart."""
     return [
@@ -569,32 +541,3 @@ def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:
 def _smoothness_and_norm(graph: Any, tables: list[Float[Array, "_ d"]]):
     table = jnp.concatenate(tables)
     return sevo.smoothing.smoothness(graph, table), jnp.sum(jnp.square(table))
-
-
-def _ahead(load: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-    """`load(start)` to `load(stop - 1)`, the next made while the caller is busy."""
-    if start >= stop:
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(load, start)
-        for number in range(start + 1, stop):
-            loaded, following = following.result(), pool.submit(load, number)
-            yield loaded
-        yield following.result()
-
-
-def _same_shapes(drawn: Sequence[Any]) -> Sequence[Any]:
-    """Batches of several runs, filled up with zeros where one needed more room."""
-
-    def fill(*leaves: Any) -> list[Any]:
-        shape = np.max([leaf.shape for leaf in leaves], axis=0)
-        return [
-            leaf
-            if leaf.shape == tuple(shape)
-            else np.pad(leaf, [(0, more) for more in shape - leaf.shape])
-            for leaf in leaves
-        ]
-
-    filled = jax.tree.map(fill, *drawn)
-    treedef = jax.tree.structure(drawn[0])
-    return jax.tree.transpose(treedef, None, filled)

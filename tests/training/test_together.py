@@ -7,8 +7,7 @@ import pytest
 
 from sevo_jax.samples import PackedBatch
 from sevo_jax.training import Trainer
-from sevo_jax.training.epoch import train_epoch_together
-from sevo_jax.training.trainer import _same_shapes
+from sevo_jax.training.epoch import same_shapes, train_epoch_together
 
 SEEDS = (3, 0, 8)
 
@@ -85,7 +84,7 @@ def test_what_one_run_writes_alone_another_resumes_together(
 def test_batches_get_one_shape_by_empty_cells():
     small = PackedBatch(*(np.ones((2, 3, 4), np.int32) for _ in range(6)))
     large = jax.tree.map(lambda x: np.ones((2, 5, 4), np.int32), small)
-    filled = _same_shapes([small, large])
+    filled = same_shapes([small, large])
     assert [each.inputs.shape for each in filled] == [(2, 5, 4)] * 2
     assert filled[0].segments[:, 3:].sum() == 0 and filled[0].segments.sum() == 24
     assert filled[1].segments is large.segments

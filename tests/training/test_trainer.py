@@ -8,9 +8,9 @@ import pytest
 
 import sevo_jax as sevo
 from sevo_jax.evaluation import evaluate
+from sevo_jax.samples import ahead
 from sevo_jax.training import OptimizerConfig, train
 from sevo_jax.training.epoch import train_epoch
-from sevo_jax.training.trainer import _ahead
 
 
 def test_training_learns(finished):
@@ -140,12 +140,12 @@ def test_ahead_loads_in_order_one_while_another_is_in_use():
         return number
 
     given = []
-    for number in _ahead(load, 2, 5):
+    for number in ahead(load, 2, 5):
         given.append(number)
         assert number == 4 or loaded[number + 1].wait(timeout=60)
     assert given == [2, 3, 4]
     assert not loaded[0].is_set()
-    assert list(_ahead(load, 5, 5)) == []
+    assert list(ahead(load, 5, 5)) == []
 
 
 def test_ahead_passes_errors_on():
@@ -153,4 +153,4 @@ def test_ahead_passes_errors_on():
         raise OSError(f"no epoch {number}")
 
     with pytest.raises(OSError, match="no epoch 1"):
-        next(_ahead(load, 1, 3))
+        next(ahead(load, 1, 3))
