@@ -52,9 +52,7 @@ def statistics(log: InteractionLog) -> Statistics:
       (0.625, 0.0, 2.5)
     """
     split = leave_one_out(log)
-    num_pairs = np.unique(
-        log.sequences.rows * log.num_items + log.sequences.values
-    ).size
+    num_pairs = len(log.sequences.distinct().values)
     return Statistics(
         num_users=log.num_users,
         num_items=log.num_items,

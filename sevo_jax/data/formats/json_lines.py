@@ -203,7 +203,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
                 "JSON object a line"
             ) from error
     if not isinstance(entry, dict):
-        raise ValueError(f"not a JSON object, which each line must be: {shown(text)}")
+        raise ValueError(
+            f"not a JSON object, which each line must be: {shown(text)}; of a list, "
+            "jq -c '.[]' makes such lines"
+        )
     return entry
 
 

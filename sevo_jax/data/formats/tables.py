@@ -182,9 +182,9 @@ def _simple(where: str, title: str, name: str, column: Any) -> Any:
     import pyarrow
     from pyarrow import types
 
+    if types.is_dictionary(column.type):
+        column = _decoded(column)
     kind = column.type
-    if types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
     if types.is_null(kind):
         return column.cast(pyarrow.large_string())
     if arrow.is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind):
@@ -207,6 +207,23 @@ def _simple(where: str, title: str, name: str, column: Any) -> Any:
         f"{where}: column {name!r} of the {title}s holds {shown(str(kind))}, but must "
         f"hold {wanted}: convert it, or choose another, {option(title)}"
     )
+
+
+def _decoded(column: Any) -> Any:
+    """A column of categories as what these are."""
+    import pyarrow
+
+    kind = column.type.value_type
+    if not arrow.is_text(kind):
+        return column.cast(kind)
+    # Categories as Polars has them, string views, are decoded by nothing else.
+    chunks = [
+        pyarrow.DictionaryArray.from_arrays(
+            chunk.indices, chunk.dictionary.cast(pyarrow.large_string())
+        ).cast(pyarrow.large_string())
+        for chunk in column.chunks
+    ]
+    return pyarrow.chunked_array(chunks, pyarrow.large_string())
 
 
 def _is_bad(title: str, column: Any) -> np.ndarray:

@@ -74,11 +74,15 @@ def test_types_of_numbers(read_table, as_lists, users):
         array(ITEMS).dictionary_encode(),
         # A category without rows is no item.
         pyarrow.DictionaryArray.from_arrays([2, 0, 1], ["c", "a", "b", "d"]),
+        pyarrow.DictionaryArray.from_arrays(
+            array([2, 0, 1], pyarrow.uint32()),
+            array(["c", "a", "b", "d"], pyarrow.string_view()),
+        ),
     ],
     ids=lambda array: str(array.type),
 )
 def test_types_of_text(request, read_table, as_lists, items):
-    if pyarrow.types.is_string_view(items.type) and "frame" not in request.node.name:
+    if "string_view" in str(items.type) and "frame" not in request.node.name:
         pytest.skip("Parquet does not know it")
     log = read_table({"user": USERS, "item": items, "time": TIMES})
     assert as_lists(log) == EXPECTED
