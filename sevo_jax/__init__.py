@@ -20,6 +20,7 @@ from sevo_jax.operators import (
     shard_rows,
 )
 from sevo_jax.optimizers import sevo_adam, sevo_adamw, sevo_sgd
+from sevo_jax.states import carry_over
 from sevo_jax.transforms import (
     ScaleBySevoState,
     scale_by_moment_corrected_adam,
@@ -33,6 +34,7 @@ __all__ = [
     "GraphOperator",
     "ScaleBySevoState",
     "ShardedGraphOperator",
+    "carry_over",
     "graphs",
     "prepare",
     "scale_by_moment_corrected_adam",

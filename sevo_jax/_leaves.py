@@ -1,42 +1,31 @@
-"""Which leaves of a parameter tree are smoothed by which graph.
+"""What the names of leaves mean: the only place that knows.
 
 A leaf is named by components of its "/"-joined path, so that ``"item_embedding"`` finds
-``encoder/item_embedding/embedding/value`` but not ``old_item_embedding``. A tuple of
-names is one table whose rows are the leaves' rows, stacked in that order.
+``encoder/item_embedding/embedding/value`` but not ``old_item_embedding``. The whole
+path of a leaf means that leaf alone. A tuple of names is one table whose rows are the
+leaves' rows, stacked in that order. A leaf that is not there for now, because
+``optax.masked`` hides it or it is ``None``, is found and left alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
+from sevo_jax._tables import LeafName, Table
 from sevo_jax.operators import AdjacencyLike, GraphOperator, prepare
 
-LeafName: TypeAlias = str | tuple[str, ...]
 Graphs: TypeAlias = AdjacencyLike | Mapping[LeafName, AdjacencyLike]
+RowAxis: TypeAlias = int | Mapping[LeafName, int] | None
 
 # The key of a graph that is given without a name.
 WHOLE_TREE = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Leaves that together are the rows of one graph.
-
-    Attributes:
-      key: the key of the graph.
-      leaves: positions in the flattened tree, in the order of the graph's nodes.
-      transposed: whether the leaves are stored as ``[d, n]``.
-    """
-
-    key: LeafName
-    leaves: tuple[int, ...]
-    transposed: bool
 
 
 def prepare_graphs(graphs: Graphs) -> dict[LeafName, GraphOperator]:
@@ -45,9 +34,9 @@ def prepare_graphs(graphs: Graphs) -> dict[LeafName, GraphOperator]:
         return {WHOLE_TREE: prepare(graphs)}
     prepared = {}
     for key, adjacency in graphs.items():
-        names = key if isinstance(key, tuple) else (key,)
         if key != WHOLE_TREE and not (
-            names and all(isinstance(name, str) and name for name in names)
+            names_in(key)
+            and all(isinstance(name, str) and name for name in names_in(key))
         ):
             raise TypeError(
                 f"a key of graphs is a leaf name or a tuple of leaf names, got {key!r}"
@@ -74,155 +63,243 @@ def replace_graphs(
     return given
 
 
-def find_tables(tree: Any, graphs: Mapping[LeafName, GraphOperator]) -> list[Table]:
-    """Finds every table that a graph names, and checks that it fits.
+def names_in(key: LeafName) -> tuple[str, ...]:
+    """The names of leaves that a key is made of."""
+    return key if isinstance(key, tuple) else (key,)
+
+
+def tables_of(
+    tree: Any, keys: Iterable[LeafName], row_axis: RowAxis = None
+) -> list[Table]:
+    """Which leaves the keys of a mapping of graphs name in a tree.
 
     Args:
-      tree: parameters or updates. A tree without leaves has no tables: this is how
-        ``optax.tree.map_params`` asks an optimizer for the structure of its state.
-      graphs: operators by leaf name, as :func:`prepare_graphs` makes them.
+      tree: parameters, updates, or what has their structure. A tree without leaves has
+        no tables: this is how ``optax.tree.map_params`` asks an optimizer for the
+        structure of its state.
+      keys: leaf names and tuples of leaf names.
+      row_axis: as :func:`sevo_jax.scale_by_sevo` takes it.
+
+    Returns:
+      The tables, in the order of the keys, without those that are hidden.
 
     Raises:
-      ValueError: a name that matches no leaf, or several where one is needed; a leaf
-        claimed twice; a table that does not have its graph's number of rows.
-      TypeError: a named leaf that is not floating point.
+      ValueError: a name that matches nothing, or several leaves where one is needed; a
+        leaf claimed twice; a joint table of which a part is hidden; a ``row_axis`` for
+        a leaf of no table.
+
+    Examples:
+      >>> tree = {"encoder": {"item": jnp.ones((3, 2))}, "bias": jnp.ones(2)}
+      >>> [(table.paths, table.leaves) for table in tables_of(tree, ["item"])]
+      [(('encoder/item',), (1,))]
     """
-    paths, leaves = _named_leaves(tree)
-    if not leaves:
+    leaves = _Leaves(tree)
+    if not leaves.paths and not leaves.hidden:
         return []
+    axes = leaves.row_axes(row_axis)
     tables: list[Table] = []
     owner: dict[int, LeafName] = {}
-    for key, graph in graphs.items():
-        for positions in _positions(key, paths):
+    for key in keys:
+        for names, positions in leaves.of_key(key):
             for position in positions:
                 if position in owner:
                     raise ValueError(
-                        f"{_say(paths[position])} is named by {owner[position]!r} and "
+                        f"{leaves.say(position)} is named by {owner[position]!r} and "
                         f"by {key!r}: a leaf can be smoothed by one graph only"
                     )
                 owner[position] = key
-            tables.append(_checked_table(key, graph, positions, paths, leaves))
+            tables.append(
+                Table(
+                    key,
+                    names,
+                    positions,
+                    tuple(leaves.paths[i] for i in positions),
+                    tuple(axes.get(i, -2) for i in positions),
+                )
+            )
+    if isinstance(row_axis, Mapping) and (idle := axes.keys() - owner.keys()):
+        raise ValueError(
+            f"row_axis names {leaves.say(min(idle))}, which no graph names: it has no "
+            "effect there"
+        )
     return tables
 
 
-def active_rows_by_leaf(tree: Any, active_rows: Any) -> list[jax.Array | None]:
+def find_tables(
+    tree: Any, graphs: Mapping[LeafName, GraphOperator], row_axis: RowAxis = None
+) -> list[Table]:
+    """As :func:`tables_of`, and checks that each table fits its graph.
+
+    Raises:
+      ValueError: also a table that does not have its graph's number of rows.
+      TypeError: a named leaf that is not floating point.
+    """
+    tables = tables_of(tree, graphs, row_axis)
+    leaves = jax.tree.leaves(tree)
+    for table in tables:
+        table.check_fit(graphs[table.key], leaves)
+    return tables
+
+
+def check_row_axis(row_axis: RowAxis) -> None:
+    """Refuses an axis that is traced, or none of a table's two."""
+    for axis in row_axis.values() if isinstance(row_axis, Mapping) else (row_axis,):
+        _normal_axis(axis)
+
+
+def row_axes_of(tree: Any, row_axis: RowAxis) -> list[int]:
+    """For each leaf of ``tree`` the axis along which its rows lie, -2 or -1."""
+    leaves = _Leaves(tree)
+    axes = leaves.row_axes(row_axis)
+    return [axes.get(i, -2) for i in range(len(leaves.paths))]
+
+
+def active_rows_by_leaf(
+    tree: Any, active_rows: Any, corrected: Collection[int] | None = None
+) -> list[jax.Array | None]:
     """For each leaf of ``tree`` its given mask of active rows, or ``None``.
 
     Args:
       tree: updates.
       active_rows: ``None``, a boolean array (the tree has one leaf), or a mapping from
-        leaf names to boolean arrays. Names of leaves that ``optax.masked`` hides match.
+        leaf names to boolean arrays.
+      corrected: positions of the leaves that a mask has an effect on; all by default.
     """
-    paths, leaves = _named_leaves(tree)
-    masks: list[jax.Array | None] = [None] * len(leaves)
+    leaves = _Leaves(tree)
+    masks: list[jax.Array | None] = [None] * len(leaves.paths)
     if active_rows is None:
         return masks
     if not isinstance(active_rows, Mapping):
         active_rows = {WHOLE_TREE: active_rows}
-    hidden = _named_leaves(tree, hidden=True)[0]
     for name, mask in active_rows.items():
         if not isinstance(name, str):
             raise TypeError(
                 f"a key of active_rows is the name of one leaf, got {name!r}: give "
                 "each leaf of a joint table its own mask"
             )
-        visible = any(_matches(name, path) for path in paths)
-        if not visible and any(_matches(name, path) for path in hidden):
-            continue
-        for (position,) in _positions(name, paths if visible else paths + hidden):
+        for position in leaves.find(name):
+            if corrected is not None and position not in corrected:
+                raise ValueError(
+                    f"active_rows names {leaves.say(position)}, but its moments are "
+                    "not corrected for idle rows, because no graph names it or "
+                    "moment_correction is False: it has no effect there, leave it out"
+                )
             dtype = getattr(mask, "dtype", type(mask).__name__)
             if dtype != jnp.bool_:
                 raise TypeError(
-                    f"active_rows for {_say(paths[position])} must be a boolean array, "
+                    f"active_rows for {leaves.say(position)} must be a boolean array, "
                     f"got {dtype}"
                 )
             masks[position] = mask
     return masks
 
 
-def _named_leaves(tree: Any, hidden: bool = False) -> tuple[list[str], list[Any]]:
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
+class _Leaves:
+    """The paths of a tree's leaves, and of those that are hidden."""
 
-    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
-    pairs = [(path, leaf) for path, leaf in pairs if is_masked(leaf) == hidden]
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs
-    ]
-    return paths, [leaf for _, leaf in pairs]
+    def __init__(self, tree: Any):
+        pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_hidden)
+        self.paths: list[str] = []
+        self.hidden: list[str] = []
+        for path, leaf in pairs:
+            path = jax.tree_util.keystr(path, simple=True, separator="/")
+            (self.hidden if _is_hidden(leaf) else self.paths).append(path)
+
+    def say(self, position: int) -> str:
+        return self.paths[position] or "the only leaf"
+
+    def find(self, name: str) -> list[int]:
+        """Positions of the leaves that a name means, none if they are hidden."""
+        if name == WHOLE_TREE:
+            if len(self.paths) > 1:
+                raise ValueError(
+                    f"one array or graph was given without a name, but the tree has "
+                    f"{len(self.paths)} leaves: name the leaf it belongs to, "
+                    f"{{name: ...}}; there are {self.paths}"
+                )
+            return [*range(len(self.paths))]
+        stripped = name.strip("/")
+        if stripped in self.paths:
+            return [self.paths.index(stripped)]
+        if stripped in self.hidden:
+            return []
+        found = [i for i, path in enumerate(self.paths) if _matches(stripped, path)]
+        if not found and not any(_may_hide(path, stripped) for path in self.hidden):
+            raise ValueError(self._no_leaf(name))
+        return found
+
+    def of_key(self, key: LeafName) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Names and positions of the leaves of each table that a key stands for."""
+        if not isinstance(key, tuple):
+            return [((key,), (position,)) for position in self.find(key)]
+        found = [self.find(name) for name in key]
+        for name, positions in zip(key, found, strict=True):
+            if len(positions) > 1:
+                raise ValueError(
+                    f"{name!r} in the joint table {key} matches several leaves, "
+                    f"{[self.paths[i] for i in positions]}: write more of the path"
+                )
+        if not any(found):
+            return []
+        if not all(found):
+            hidden = [name for name, found in zip(key, found, strict=True) if not found]
+            raise ValueError(
+                f"{hidden} of the joint table {key} is hidden from the transformation, "
+                "by optax.masked or the like, and the rest is not: hide all of its "
+                "leaves or none"
+            )
+        return [(key, tuple(positions[0] for positions in found))]
+
+    def row_axes(self, row_axis: RowAxis) -> dict[int, int]:
+        """The axis of the rows of each leaf that ``row_axis`` speaks of."""
+        if not isinstance(row_axis, Mapping):
+            return dict.fromkeys(range(len(self.paths)), _normal_axis(row_axis))
+        return {
+            position: _normal_axis(axis)
+            for key, axis in row_axis.items()
+            for name in names_in(key)
+            for position in self.find(name)
+        }
+
+    def _no_leaf(self, name: str) -> str:
+        message = f"no leaf has {name!r} in its path; the leaves are {self.paths}"
+        if self.hidden:
+            message += (
+                f", hidden are {self.hidden}: if it lies below one of these, write its "
+                "path from there"
+            )
+        return message
+
+
+def _is_hidden(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _matches(name: str, path: str) -> bool:
-    return name == WHOLE_TREE or f"/{name.strip('/')}/" in f"/{path}/"
+    return f"/{name}/" in f"/{path}/"
 
 
-def _say(path: str) -> str:
-    return path or "the only leaf"
-
-
-def _positions(key: LeafName, paths: Sequence[str]) -> list[tuple[int, ...]]:
-    """Positions of the leaves of each table that a key stands for."""
-    if key == WHOLE_TREE:
-        if len(paths) != 1:
-            raise ValueError(
-                f"one array or graph was given without a name, but the tree has "
-                f"{len(paths)} leaves: name the leaf it belongs to, {{name: ...}}; "
-                f"there are {list(paths)}"
-            )
-        return [(0,)]
-    names = key if isinstance(key, tuple) else (key,)
-    found = [
-        [i for i, path in enumerate(paths) if _matches(name, path)] for name in names
-    ]
-    for name, positions in zip(names, found, strict=True):
-        if not positions:
-            raise ValueError(
-                f"no leaf has {name!r} in its path; the leaves are {list(paths)}"
-            )
-        if isinstance(key, tuple) and len(positions) > 1:
-            raise ValueError(
-                f"{name!r} in the joint table {key} matches several leaves, "
-                f"{[paths[i] for i in positions]}: write more of the path"
-            )
-    if isinstance(key, tuple):
-        return [tuple(positions[0] for positions in found)]
-    return [(position,) for position in found[0]]
-
-
-def _checked_table(
-    key: LeafName,
-    graph: GraphOperator,
-    positions: tuple[int, ...],
-    paths: Sequence[str],
-    leaves: Sequence[Any],
-) -> Table:
-    name = " + ".join(_say(paths[i]) for i in positions)
-    shapes = [tuple(jnp.shape(leaves[i])) for i in positions]
-    for position, shape in zip(positions, shapes, strict=True):
-        dtype = jnp.result_type(leaves[position])
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{_say(paths[position])} is {dtype}: only a floating-point table can "
-                "be smoothed"
-            )
-        if len(shape) != 2:
-            raise ValueError(
-                f"{_say(paths[position])} has shape {shape}: a table has two "
-                "dimensions, [nodes, width]"
-            )
-    for axis in (0, 1):
-        widths = {shape[1 - axis] for shape in shapes}
-        rows = sum(shape[axis] for shape in shapes)
-        if rows == graph.num_nodes and len(widths) == 1:
-            return Table(key, positions, transposed=axis == 1)
-    rows = sum(shape[0] for shape in shapes)
-    remedy = (
-        "the leaves of a joint table need one width"
-        if rows == graph.num_nodes
-        else "build the graph with item_offset=1 if row 0 is padding, or with "
-        "num_nodes= the number of rows"
+def _may_hide(hidden: str, name: str) -> bool:
+    """Whether a hidden leaf, or subtree, has the name or the beginning of one."""
+    parts = name.split("/")
+    return _matches(name, hidden) or any(
+        f"/{hidden}".endswith("/" + "/".join(parts[:end]))
+        for end in range(1, len(parts))
     )
-    raise ValueError(
-        f"{name} has {rows} rows (shape {', '.join(map(str, shapes))}), its graph has "
-        f"{graph.num_nodes} nodes: {remedy}"
-    )
+
+
+def _normal_axis(axis: Any) -> int:
+    if axis is None:
+        return -2
+    if isinstance(axis, Tracer):
+        raise TypeError(
+            "row_axis is traced, but the axis of the rows shapes the program: pass a "
+            "Python int (with optax.inject_hyperparams list 'row_axis' in static_args)"
+        )
+    axis = operator.index(axis)
+    if axis not in (-2, -1, 0, 1):
+        raise ValueError(
+            f"row_axis must be 0, for tables [..., n, d], or 1, for tables "
+            f"[..., d, n], got {axis}"
+        )
+    return axis - 2 if axis >= 0 else axis

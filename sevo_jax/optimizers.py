@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from sevo_jax._leaves import Graphs, find_tables, prepare_graphs
-from sevo_jax.transforms import (
-    Approximation,
-    scale_by_moment_corrected_adam,
-    scale_by_sevo,
-)
+from sevo_jax._adam_of_tables import scale_by_adam_of_tables
+from sevo_jax._leaves import Graphs, RowAxis, prepare_graphs
+from sevo_jax.transforms import Approximation, scale_by_sevo
 
 
 def sevo_adamw(
@@ -36,6 +32,7 @@ def sevo_adamw(
     approximation: Approximation = "neumann",
     rescale: bool = True,
     every: int = 1,
+    row_axis: RowAxis = None,
     moment_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW enhanced by SEvo, Algorithm 1 of the paper.
@@ -66,6 +63,7 @@ def sevo_adamw(
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
       every: propagate once in so many updates; see :func:`scale_by_sevo`.
+      row_axis: 1 for tables stored as ``[..., d, n]``; see :func:`scale_by_sevo`.
       moment_correction: ``False`` gives the tables plain Adam moments.
 
     Returns:
@@ -94,28 +92,16 @@ def sevo_adamw(
     .. seealso:: :func:`optax.adamw`
     """
     bound = prepare_graphs(graphs)
-    adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype)
-    if moment_correction:
-
-        def corrected(row_axis: int) -> optax.GradientTransformationExtraArgs:
-            return scale_by_moment_corrected_adam(
-                b1, b2, eps, eps_root, mu_dtype=mu_dtype, row_axis=row_axis
-            )
-
-        def labels(tree: Any) -> Any:
-            kinds = ["other"] * len(jax.tree.leaves(tree))
-            for table in find_tables(tree, bound):
-                for i in table.leaves:
-                    kinds[i] = "transposed" if table.transposed else "table"
-            return jax.tree.unflatten(jax.tree.structure(tree), kinds)
-
-        moments = optax.partition(
-            {"table": corrected(0), "transposed": corrected(1), "other": adam}, labels
-        )
-    else:
-        moments = adam
     return optax.chain(
-        moments,
+        scale_by_adam_of_tables(
+            bound if moment_correction else (),
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype=mu_dtype,
+            row_axis=row_axis if moment_correction else None,
+        ),
         scale_by_sevo(
             bound,
             beta,
@@ -123,6 +109,7 @@ def sevo_adamw(
             approximation=approximation,
             rescale=rescale,
             every=every,
+            row_axis=row_axis,
         ),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -144,6 +131,7 @@ def sevo_adam(
     approximation: Approximation = "neumann",
     rescale: bool = True,
     every: int = 1,
+    row_axis: RowAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam enhanced by SEvo, Algorithm 3 of the paper.
 
@@ -166,6 +154,7 @@ def sevo_adam(
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
       every: propagate once in so many updates; see :func:`scale_by_sevo`.
+      row_axis: 1 for tables stored as ``[..., d, n]``; see :func:`scale_by_sevo`.
 
     Returns:
       The optimizer; its ``update`` takes ``graphs=``, keyword-only.
@@ -183,7 +172,7 @@ def sevo_adam(
 
     .. seealso:: :func:`optax.adam`, :func:`sevo_adamw`
     """
-    return optax.chain(
+    return _without_active_rows(
         _coupled_decay(weight_decay),
         optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype),
         scale_by_sevo(
@@ -193,6 +182,7 @@ def sevo_adam(
             approximation=approximation,
             rescale=rescale,
             every=every,
+            row_axis=row_axis,
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -210,6 +200,7 @@ def sevo_sgd(
     approximation: Approximation = "neumann",
     rescale: bool = True,
     every: int = 1,
+    row_axis: RowAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with momentum enhanced by SEvo, Algorithm 2 of the paper.
 
@@ -227,6 +218,7 @@ def sevo_sgd(
       approximation: ``"neumann"`` or ``"iterative"``.
       rescale: with ``"neumann"``, ``False`` gives equation (6) in place of (7).
       every: propagate once in so many updates; see :func:`scale_by_sevo`.
+      row_axis: 1 for tables stored as ``[..., d, n]``; see :func:`scale_by_sevo`.
 
     Returns:
       The optimizer; its ``update`` takes ``graphs=``, keyword-only.
@@ -244,7 +236,7 @@ def sevo_sgd(
 
     .. seealso:: :func:`optax.sgd`, :func:`sevo_adamw`
     """
-    return optax.chain(
+    return _without_active_rows(
         _coupled_decay(weight_decay),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         scale_by_sevo(
@@ -254,6 +246,7 @@ def sevo_sgd(
             approximation=approximation,
             rescale=rescale,
             every=every,
+            row_axis=row_axis,
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -264,3 +257,20 @@ def _coupled_decay(weight_decay: Any) -> optax.GradientTransformation:
     if isinstance(weight_decay, float | int) and weight_decay == 0:
         return optax.identity()
     return optax.add_decayed_weights(weight_decay)
+
+
+def _without_active_rows(
+    *transformations: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """A chain in which no moment is corrected for idle rows."""
+    tx = optax.chain(*transformations)
+
+    def update(updates, state, params=None, *, active_rows=None, **extra_args):
+        if active_rows is not None:
+            raise TypeError(
+                "active_rows has no effect here: of the optimizers only sevo_adamw "
+                "corrects the moments of idle rows"
+            )
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

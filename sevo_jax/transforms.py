@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
+import sys
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,10 +18,13 @@ from jax.core import Tracer
 from sevo_jax import smoothing
 from sevo_jax._leaves import (
     Graphs,
+    RowAxis,
     active_rows_by_leaf,
+    check_row_axis,
     find_tables,
     prepare_graphs,
     replace_graphs,
+    row_axes_of,
 )
 from sevo_jax.operators import GraphOperator
 from sevo_jax.smoothing import check_beta, check_every, check_num_layers
@@ -29,14 +36,20 @@ class ScaleBySevoState(NamedTuple):
     """State of :func:`scale_by_sevo`.
 
     Attributes:
-      count: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
+      step: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
       pending: with ``every`` above 1, what has not gone to the neighbours yet: a tree
         like the updates, :class:`optax.MaskedNode` in place of what no graph names.
         Empty otherwise.
     """
 
-    count: jax.typing.ArrayLike
+    step: jax.typing.ArrayLike
     pending: optax.Updates = ()
+
+    # Not a field, or optax.tree.get would find two in an Adam's state. Without it
+    # there would be the method of tuples.
+    @property
+    def count(self) -> jax.typing.ArrayLike:
+        return self.step
 
 
 def scale_by_sevo(
@@ -47,6 +60,7 @@ def scale_by_sevo(
     approximation: Approximation = "neumann",
     rescale: bool = True,
     every: int = 1,
+    row_axis: RowAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Smooths the updates of embedding tables over graphs of their rows.
 
@@ -64,10 +78,12 @@ def scale_by_sevo(
       graphs: which table is smoothed over which graph: a mapping from leaf names to
         adjacencies, or one adjacency if the tree has a single leaf (or
         ``optax.masked`` selects one). A name is one or more components of the leaf's
-        "/"-joined path; every leaf it matches is smoothed by itself. A tuple of names
-        is one table, stacked in that order: ``{("user_embedding", "item_embedding"):
-        user_item_graph}``. A leaf stored as ``[d, n]`` is recognised by its shape; a
-        square one is taken as ``[n, d]``.
+        "/"-joined path; every leaf it matches is smoothed by itself, but the whole
+        path of a leaf means that leaf alone. A tuple of names is one table, stacked in
+        that order: ``{("user_embedding", "item_embedding"): user_item_graph}``. A leaf
+        ``[n, d]`` has a row a node; one of more dimensions, ``[..., n, d]``, is a
+        stack of tables, each smoothed by itself. A leaf that ``optax.masked`` hides,
+        or ``optax.partition`` freezes, is left alone.
       beta: smoothing strength in [0, 1), or a schedule of it.
       num_layers: number of hops :math:`L`; static.
       approximation: ``"neumann"`` (equations 6 and 7) or ``"iterative"`` (Zhou et
@@ -81,12 +97,16 @@ def scale_by_sevo(
         the cost, for one more array the size of each table. What changes with time
         (a schedule of ``beta``, a learning rate behind it) acts on the sum at the
         time it is propagated.
+      row_axis: 1 for tables that are stored as ``[..., d, n]``; by default 0. A
+        mapping from leaf names sets it for some of them: ``{"output/kernel": 1}``.
 
     Returns:
       A transformation. Its ``update`` takes ``graphs=``, keyword-only: graphs with the
       same names that replace the bound ones for this call. Prepared with
       :func:`sevo_jax.prepare` and passed as arguments of the jitted step, they stay
-      out of the compiled program, and may differ from step to step.
+      out of the compiled program, and may differ from step to step. With more nodes
+      than before, give parameters and state the new rows first:
+      :func:`sevo_jax.carry_over`.
 
     Raises:
       ValueError, TypeError: at once for a bad graph, ``beta`` or ``num_layers``; from
@@ -114,6 +134,7 @@ def scale_by_sevo(
             f"approximation must be 'neumann' or 'iterative', got {approximation!r}"
         )
     every = check_every(every)
+    check_row_axis(row_axis)
     bound = prepare_graphs(graphs)
 
     def smooth(graph: GraphOperator, table: jax.Array, strength: Any) -> jax.Array:
@@ -128,15 +149,15 @@ def scale_by_sevo(
         return smoothing.neumann_factor(strength, num_layers, rescale=rescale)
 
     def init(params: optax.Params) -> ScaleBySevoState:
-        tables = find_tables(params, bound)
-        count = jnp.zeros([], jnp.int32)
+        tables = find_tables(params, bound, row_axis)
+        step = jnp.zeros([], jnp.int32)
         if every == 1:
-            return ScaleBySevoState(count)
+            return ScaleBySevoState(step)
         leaves, treedef = jax.tree.flatten(params)
         pending: list[Any] = [optax.MaskedNode()] * len(leaves)
         for i in (i for table in tables for i in table.leaves):
             pending[i] = jnp.zeros_like(leaves[i])
-        return ScaleBySevoState(count, treedef.unflatten(pending))
+        return ScaleBySevoState(step, treedef.unflatten(pending))
 
     def update(
         updates: optax.Updates,
@@ -146,41 +167,34 @@ def scale_by_sevo(
         graphs: Graphs | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleBySevoState]:
-        del params, extra_args
+        del params
+        check_extra_args(extra_args)
         operators = replace_graphs(bound, graphs)
-        strength = beta(state.count) if callable(beta) else beta
+        strength = beta(state.step) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
-        tables = find_tables(updates, operators)
+        tables = find_tables(updates, operators, row_axis)
+        positions = [i for table in tables for i in table.leaves]
+        for i in positions:
+            leaves[i] = jnp.asarray(leaves[i])
 
         def smoothed(leaves: list[Any]) -> list[Any]:
             """The leaves, those of tables smoothed."""
             leaves = list(leaves)
             for table in tables:
-                parts = [
-                    leaves[i].T if table.transposed else leaves[i] for i in table.leaves
-                ]
-                stacked = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-                whole = smooth(operators[table.key], stacked, strength)
-                start = 0
-                for i, part in zip(table.leaves, parts, strict=True):
-                    # Not by indexing, which outside jit refuses rows on an explicit
-                    # mesh.
-                    rows = jax.lax.slice_in_dim(whole, start, start + len(part))
-                    rows = rows.astype(part.dtype)
-                    leaves[i] = rows.T if table.transposed else rows
-                    start += len(part)
+                rows = smooth(operators[table.key], table.stack(leaves), strength)
+                for i, leaf in table.unstack(rows, leaves).items():
+                    leaves[i] = leaf
             return leaves
 
-        count = optax.safe_increment(state.count)
+        step = jnp.asarray(optax.safe_increment(state.step))
         if every == 1:
-            return treedef.unflatten(smoothed(leaves)), ScaleBySevoState(count)
+            return treedef.unflatten(smoothed(leaves)), ScaleBySevoState(step)
         if isinstance(state.pending, tuple) and not state.pending:
             raise ValueError(
                 f"the state has no pending updates, but every is {every}: it was made "
-                "with every=1; start from the state of init"
+                "with every=1; sevo_jax.carry_over gives it their place"
             )
-        due = state.count % every == every - 1
-        positions = [i for table in tables for i in table.leaves]
+        due = state.step % every == every - 1
         waiting = treedef.flatten_up_to(state.pending)
         factor = local(strength)
 
@@ -205,7 +219,7 @@ def scale_by_sevo(
             leaves[i] = (factor * leaves[i]).astype(leaves[i].dtype) + each
             waiting[i] = left
         return treedef.unflatten(leaves), ScaleBySevoState(
-            count, treedef.unflatten(waiting)
+            step, treedef.unflatten(waiting)
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -233,7 +247,7 @@ def scale_by_moment_corrected_adam(
     eps_root: float = 0.0,
     *,
     mu_dtype: Any = None,
-    row_axis: int = 0,
+    row_axis: RowAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose idle rows keep their last direction, Theorem 3 of the paper.
 
@@ -267,17 +281,21 @@ def scale_by_moment_corrected_adam(
       eps_root: added inside the root.
       mu_dtype: dtype of the stored first moment; by default float32, or the
         gradient's dtype if that is wider. The second moment always is that.
-      row_axis: the axis of a leaf along which its rows lie; 1 for a table stored as
-        ``[d, n]``. A one-dimensional leaf has one entry a row.
+      row_axis: 1 for tables that are stored as ``[..., d, n]``; by default 0, for
+        ``[..., n, d]``. A mapping from leaf names sets it for some of them. Axes
+        before these two count tables; a one-dimensional leaf has one entry a row.
 
     Returns:
       A transformation whose state is an ``optax.ScaleByAdamState`` that holds the
       *bias-corrected* moments. Its ``update`` takes ``active_rows=``, keyword-only: a
-      mapping from leaf names to boolean arrays ``[rows]`` (or one array if the tree
-      has a single leaf) to use in place of the test for zero.
+      mapping from leaf names to boolean arrays ``[..., n]`` (or one array if the tree
+      has a single leaf) to use in place of the test for zero. Inside
+      ``optax.MultiSteps``, which passes on those of its last micro-batch alone, they
+      have one dimension more: the rows of each micro-batch, ``[k, ..., n]``.
 
     Raises:
-      ValueError: if ``b1`` or ``b2`` lies outside [0, 1).
+      ValueError: if ``b1`` or ``b2`` lies outside [0, 1); from ``update`` if
+        ``active_rows`` does not fit its leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -291,15 +309,12 @@ def scale_by_moment_corrected_adam(
 
     .. seealso:: :func:`optax.scale_by_adam`, :func:`sevo_jax.sevo_adamw`
     """
-    for name, decay in (("b1", b1), ("b2", b2)):
-        if not isinstance(decay, Tracer) and not 0.0 <= float(decay) < 1.0:
-            raise ValueError(f"{name} must lie in [0, 1), got {decay}")
+    corrected = CorrectedAdam(b1, b2, eps, eps_root, mu_dtype)
+    check_row_axis(row_axis)
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
-        mu = jax.tree.map(
-            lambda p: jnp.zeros_like(p, dtype=mu_dtype or _wide(p)), params
-        )
-        nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params)
+        mu = jax.tree.map(corrected.init_mu, params)
+        nu = jax.tree.map(corrected.init_nu, params)
         return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
     def update(
@@ -310,60 +325,161 @@ def scale_by_moment_corrected_adam(
         active_rows: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        del params, extra_args
-        masks = active_rows_by_leaf(updates, active_rows)
+        del params
+        check_extra_args(extra_args)
         count = jnp.asarray(optax.safe_increment(state.count))
-
-        def moment(old: jax.Array, new: jax.Array, decay: Any, active: jax.Array):
-            keep, add = _running_mean_weights(decay, count, new.dtype)
-            old = old.astype(new.dtype)
-            return jnp.where(active, keep * old + add * new, old)
-
-        def one(grad: jax.Array, mu: jax.Array, nu: jax.Array, mask: Any):
-            grad = grad.astype(_wide(grad))
-            active = _active(grad, mask, row_axis)
-            mu_hat = moment(mu, grad, b1, active)
-            nu_hat = moment(nu, grad * grad, b2, active)
-            direction = mu_hat / (jnp.sqrt(nu_hat + eps_root) + eps)
-            return direction, mu_hat.astype(mu.dtype), nu_hat.astype(nu.dtype)
-
         grads, treedef = jax.tree.flatten(updates)
         results = [
-            one(*arguments)
-            for arguments in zip(
+            corrected.step(count, *leaf)
+            for leaf in zip(
                 grads,
                 treedef.flatten_up_to(state.mu),
                 treedef.flatten_up_to(state.nu),
-                masks,
+                active_rows_by_leaf(updates, active_rows),
+                row_axes_of(updates, row_axis),
                 strict=True,
             )
         ]
-        direction = treedef.unflatten(
-            [result[0].astype(grad.dtype) for result, grad in zip(results, grads)]
+        direction, mu, nu = (
+            treedef.unflatten([result[part] for result in results]) for part in range(3)
         )
-        mu = treedef.unflatten([result[1] for result in results])
-        nu = treedef.unflatten([result[2] for result in results])
         return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _wide(x: Any) -> jnp.dtype:
-    return np.promote_types(x.dtype, np.float32)
+@dataclasses.dataclass(frozen=True)
+class CorrectedAdam:
+    """The arithmetic of :func:`scale_by_moment_corrected_adam`, for one leaf."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    eps_root: Any
+    mu_dtype: Any
+
+    def __post_init__(self) -> None:
+        for name, decay in (("b1", self.b1), ("b2", self.b2)):
+            if not isinstance(decay, Tracer) and not 0.0 <= float(decay) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {decay}")
+
+    def init_mu(self, leaf: Any) -> jax.Array:
+        return jnp.zeros_like(leaf, dtype=self.mu_dtype or _wide(leaf))
+
+    def init_nu(self, leaf: Any) -> jax.Array:
+        return jnp.zeros_like(leaf, dtype=_real(_wide(leaf)))
+
+    def step(
+        self,
+        count: jax.Array,
+        grad: Any,
+        mu: jax.Array,
+        nu: jax.Array,
+        mask: Any,
+        row_axis: int,
+        corrected: Any = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Direction and new moments.
+
+        Args:
+          count: number of this update, from 1.
+          grad: gradient of the leaf.
+          mu: first moment, bias-corrected.
+          nu: second moment, bias-corrected.
+          mask: the active rows, or None for those whose gradient is not zero.
+          row_axis: -2 or -1.
+          corrected: 0 where the moments are still those of Adam, not bias-corrected.
+        """
+        given = jnp.asarray(grad)
+        grad = given.astype(_wide(given))
+        active = _active(grad, mask, row_axis)
+
+        def moment(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
+            dtype = _real(new.dtype)
+            keep, add = (
+                weight.astype(new.dtype)
+                for weight in _running_mean_weights(decay, count, dtype)
+            )
+            old = old.astype(new.dtype)
+            if corrected is not None:
+                before = jnp.maximum(count - 1, 1)
+                unbias = _running_mean_weights(decay, before, dtype)[1] / (1 - decay)
+                old = old * jnp.where(corrected == 0, unbias, 1).astype(new.dtype)
+            return jnp.where(active, keep * old + add * new, old)
+
+        square = grad * grad
+        if jnp.iscomplexobj(grad):
+            square = (grad * grad.conj()).real
+        mu_hat = moment(mu, grad, self.b1)
+        nu_hat = moment(nu, square, self.b2)
+        root = jnp.sqrt(nu_hat + self.eps_root) + self.eps
+        direction = mu_hat / root.astype(mu_hat.dtype)
+        if jnp.issubdtype(given.dtype, jnp.inexact):
+            direction = direction.astype(given.dtype)
+        return direction, mu_hat.astype(mu.dtype), nu_hat.astype(nu.dtype)
+
+
+def check_extra_args(names: Iterable[str]) -> None:
+    """Refuses a misspelt argument of ``update``.
+
+    Others that a transformation does not know are for the rest of its chain.
+    """
+    ours = ("graphs", "active_rows")
+    for name in names:
+        close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+        if close and name not in ours:
+            raise TypeError(
+                f"update was given {name!r}, which would have no effect: the argument "
+                f"is {close[0]!r}"
+            )
+
+
+def _wide(x: Any) -> np.dtype:
+    """The dtype of moments: at least float32; of integers the default one."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(float)
+    return np.promote_types(dtype, np.float32)
+
+
+def _real(dtype: Any) -> np.dtype:
+    return np.zeros((), dtype).real.dtype
 
 
 def _active(grad: jax.Array, mask: Any, row_axis: int) -> jax.Array:
     """Which rows take part, in a shape that broadcasts against the gradient."""
-    row_axis = row_axis if grad.ndim > 1 else 0
-    other_axes = tuple(axis for axis in range(grad.ndim) if axis != row_axis)
+    # Of a table's two axes the one that does not count rows.
+    width = (-3 - row_axis,) if grad.ndim > 1 else ()
     if mask is None:
-        return jnp.any(grad != 0, axis=other_axes, keepdims=True)
-    if mask.shape != grad.shape[row_axis : row_axis + 1]:
+        return jnp.any(grad != 0, axis=width, keepdims=True)
+    axes = range(-grad.ndim, 0)
+    wanted = tuple(grad.shape[axis] for axis in axes if axis not in width)
+    given = mask = jnp.asarray(mask)
+    if _inside_multi_steps():
+        if mask.ndim != len(wanted) + 1:
+            raise ValueError(
+                f"active_rows has shape {mask.shape} inside optax.MultiSteps, which "
+                "passes on those of its last micro-batch alone, and the gradients of "
+                "the others would be lost: give the rows of all k micro-batches of the "
+                f"update, {('k', *wanted)}, or no active_rows"
+            )
+        mask = jnp.any(mask, axis=0)
+    if mask.shape != wanted:
         raise ValueError(
-            f"active_rows has shape {mask.shape}, its leaf {grad.shape}: it must be "
-            f"{grad.shape[row_axis : row_axis + 1]}"
+            f"active_rows has shape {given.shape}, its leaf {grad.shape}: it must be "
+            f"{wanted}"
         )
-    return jnp.expand_dims(mask, other_axes)
+    return jnp.expand_dims(mask, width)
+
+
+def _inside_multi_steps() -> bool:
+    """Whether optax.MultiSteps calls: of what it passes on, nothing says so."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is optax.MultiSteps.update.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _running_mean_weights(decay: Any, count: jax.Array, dtype: Any):

@@ -12,9 +12,12 @@ import sevo_jax as sevo
 from sevo_jax._leaves import (
     WHOLE_TREE,
     active_rows_by_leaf,
+    check_row_axis,
     find_tables,
     prepare_graphs,
     replace_graphs,
+    row_axes_of,
+    tables_of,
 )
 
 
@@ -160,32 +163,114 @@ def test_the_whole_tree_is_its_only_leaf():
         find_tables({"a": TABLE, "b": jnp.zeros(3)}, graphs)
 
 
-def test_leaves_that_are_masked_are_not_there():
-    graphs = prepare_graphs(ring(4))
-    tree = {"a": optax.MaskedNode(), "b": TABLE, "c": optax.MaskedNode()}
-    (table,) = find_tables(tree, graphs)
+HIDDEN = optax.MaskedNode()
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, None])
+def test_leaves_that_are_hidden_are_left_alone(hidden):
+    tree = {"a": hidden, "b": TABLE, "c": {"d": hidden, "e": hidden}}
+    (table,) = find_tables(tree, prepare_graphs(ring(4)))
     assert table.leaves == (0,)
-    with pytest.raises(ValueError, match="no leaf has 'a'"):
-        find_tables(tree, prepare_graphs({"a": ring(4)}))
+    assert found(tree, "a", "b") == [("b",)]
+    assert found(tree, "a", "c", "d") == []
+    assert found(tree, ("a", "c/d"), n=8) == []
+    for wrong in ("f", "a/f/g", "c/f"):
+        if wrong == "f":
+            with pytest.raises(ValueError, match="no leaf has 'f'.*hidden are"):
+                found(tree, wrong)
+
+
+def test_a_name_may_find_leaves_there_and_hidden_ones():
+    tree = {"one": {"item": TABLE}, "two": {"item": HIDDEN}}
+    assert found(tree, "item") == [("one/item",)]
+
+
+def test_a_hidden_subtree_may_hold_what_its_path_begins():
+    """Masks may be prefixes of the tree: then one node hides many leaves."""
+    tree = {"encoder": {"item": HIDDEN}, "head": TABLE}
+    for name in ("encoder", "item", "encoder/item", "item/embedding", "encoder/item/a"):
+        assert found(tree, name) == []
+    for name in ("embedding", "encoder/embedding", "tem", "coder/item"):
+        with pytest.raises(ValueError, match=rf"no leaf has '{name}'.*path from there"):
+            found(tree, name)
+
+
+def test_a_joint_table_is_hidden_as_a_whole():
+    tree = {"user": HIDDEN, "item": TABLE}
+    with pytest.raises(ValueError, match=r"\['user'\] of the joint table .* hidden"):
+        found(tree, ("user", "item"), n=8)
+
+
+def test_the_whole_path_of_a_leaf_means_it_alone():
+    tree = {"item": TABLE, "encoder": {"item": TABLE, "user": {"item": TABLE}}}
+    assert found(tree, "item") == found(tree, "/item") == [("item",)]
+    assert found(tree, "encoder/item") == [("encoder/item",)]
+    assert found(tree, ("encoder/item", "item"), n=8) == [("encoder/item", "item")]
+    del tree["item"]
+    assert found(tree, "item") == [("encoder/item",), ("encoder/user/item",)]
+    # Hidden it is still meant alone.
+    assert found({"item": HIDDEN, "encoder": {"item": TABLE}}, "item") == []
 
 
 def test_a_tree_without_leaves_has_no_tables():
     assert find_tables({}, prepare_graphs({"item": ring(4)})) == []
-    assert find_tables({"item": optax.MaskedNode()}, prepare_graphs(ring(4))) == []
+    assert find_tables({"item": HIDDEN}, prepare_graphs(ring(4))) == []
 
 
-def test_tables_stored_transposed_are_recognised_by_their_shape():
-    shapes = {"rows": (4, 2), "columns": (2, 4), "square": (4, 4)}
-    tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    tables = find_tables(tree, prepare_graphs({name: ring(4) for name in tree}))
-    assert {table.key: table.transposed for table in tables} == {
-        "rows": False,
-        "columns": True,
-        "square": False,
+@pytest.mark.parametrize("shape", [(65, 64), (128, 64), (63, 64), (1, 64)])
+def test_rows_are_not_guessed_from_the_shape(shape):
+    tree = {"item": jnp.zeros(shape)}
+    graphs = prepare_graphs({"item": ring(64)})
+    with pytest.raises(ValueError, match=rf"{shape[0]} rows .*64 nodes.*row_axis=.*1"):
+        find_tables(tree, graphs)
+    for row_axis in (1, -1, {"item": 1}):
+        (table,) = find_tables(tree, graphs, row_axis)
+        assert table.row_axes == (-1,)
+
+
+def test_row_axis_by_name():
+    shapes = {"rows": (4, 2), "columns": (2, 4), "square": (4, 4), "other": (4, 4)}
+    tree = {"layer": {name: jnp.zeros(shape) for name, shape in shapes.items()}}
+    graphs = prepare_graphs({name: ring(4) for name in shapes})
+    axes = {"layer/columns": 1, "other": -1, "rows": 0, "square": -2}
+    tables = find_tables(tree, graphs, axes)
+    assert {table.key: table.row_axes for table in tables} == {
+        "rows": (-2,),
+        "columns": (-1,),
+        "square": (-2,),
+        "other": (-1,),
     }
     joint = {"a": jnp.zeros((3, 4)), "b": jnp.zeros((3, 2))}
-    (table,) = find_tables(joint, prepare_graphs({("b", "a"): ring(6)}))
-    assert table.transposed and table.leaves == (1, 0)
+    (table,) = find_tables(joint, prepare_graphs({("b", "a"): ring(6)}), 1)
+    assert table.row_axes == (-1, -1) and table.leaves == (1, 0)
+    assert row_axes_of(tree, {"layer": 1, "rows": 0}) == [-1, -1, -2, -1]
+
+
+def test_row_axis_without_effect_is_refused():
+    tree = {"item": TABLE, "user": TABLE, "hidden": HIDDEN}
+    graphs = prepare_graphs({"item": ring(4)})
+    find_tables(tree, graphs, {"item": 0, "hidden": 1})
+    with pytest.raises(ValueError, match="row_axis names user, which no graph names"):
+        find_tables(tree, graphs, {"item": 0, "user": 1})
+    with pytest.raises(ValueError, match="no leaf has 'itme'"):
+        find_tables(tree, graphs, {"itme": 1})
+
+
+@pytest.mark.parametrize(
+    "axis, error", [(2, ValueError), (-3, ValueError), (0.5, TypeError)]
+)
+def test_row_axis_is_one_of_two(axis, error):
+    for row_axis in (axis, {"item": axis}):
+        with pytest.raises(error):
+            check_row_axis(row_axis)
+
+
+def test_tables_of_names_without_graphs():
+    (table,) = tables_of(TREE, [("old_item_embedding", "user")])
+    assert table.paths == ("old_item_embedding", "user/embedding")
+    assert table.names == ("old_item_embedding", "user")
+    leaves = jax.tree.leaves(TREE)
+    assert all(leaves[i] is TABLE for i in table.leaves)
 
 
 def test_shapes_are_enough():
@@ -248,3 +333,12 @@ def test_active_rows_of_a_leaf_that_is_masked_are_left_to_its_own_group():
     assert active_rows_by_leaf(tree, {"a": mask, "b": mask})[0] is mask
     with pytest.raises(ValueError, match="no leaf has 'c'"):
         active_rows_by_leaf(tree, {"c": mask})
+
+
+def test_active_rows_of_a_leaf_that_they_have_no_effect_on():
+    tree = {"a": TABLE, "b": TABLE, "c": HIDDEN}
+    mask = jnp.ones(4, bool)
+    given = {"a": mask, "c": mask}
+    assert active_rows_by_leaf(tree, given, corrected=[0])[0] is mask
+    with pytest.raises(ValueError, match="names b, but its moments are not corrected"):
+        active_rows_by_leaf(tree, {"b": mask}, corrected=[0])

@@ -111,7 +111,7 @@ CASES = {
     ),
     "adamw_transposed": Case(
         sevo.sevo_adamw,
-        {**ADAM, "weight_decay": 0.1},
+        {**ADAM, "weight_decay": 0.1, "row_axis": {"item_embedding": 1}},
         tables={"item_embedding": (WIDTH, NUM_NODES)},
         row_axis=1,
     ),
@@ -239,6 +239,56 @@ def test_masked(case, reference):
         assert_close(update["encoder"]["bias"], grads["encoder"]["bias"])
 
 
+FREEZING = {
+    "selective_transform": lambda tx, frozen: optax.transforms.selective_transform(
+        tx, freeze_mask=frozen
+    ),
+    "partition": lambda tx, frozen: optax.partition(
+        {True: optax.set_to_zero(), False: tx}, frozen
+    ),
+    "masked": lambda tx, frozen: optax.masked(
+        tx, jax.tree.map(lambda hidden: not hidden, frozen)
+    ),
+}
+
+
+@pytest.mark.parametrize("whole_layer", [False, True])
+@pytest.mark.parametrize("freeze", FREEZING.values(), ids=FREEZING)
+def test_a_frozen_table_is_left_alone(case, freeze, whole_layer):
+    """One dictionary of graphs serves all stages of a job."""
+    more = {"graphs": {case.names: graph(), "other": graph()}} if case.smooths else {}
+    tx = case.make(**more)
+    params, gradients = case.params(), case.gradients(3)
+    table = np.random.default_rng(9).normal(size=(3, NUM_NODES, WIDTH))
+    for tree, each in zip([params, *gradients[:2]], table, strict=True):
+        tree["encoder"]["other"] = {"kernel": jnp.asarray(each, jnp.float32)}
+    gradients = gradients[:2]
+    # A mask may be a prefix of the tree; where it is, it hides a whole layer.
+    hide = {name: True if whole_layer else {"kernel": True} for name in case.tables}
+    mask = {"encoder": {**jax.tree.map(lambda _: False, params["encoder"]), **hide}}
+    updates, _ = run(freeze(tx, mask), params, gradients)
+
+    def rest(tree):
+        return {name: tree["encoder"][name] for name in ("other", "bias")}
+
+    alone = case.make(
+        **({"graphs": {"other": graph()}, "row_axis": None} if more else {})
+    )
+    expected, _ = run(alone, rest(params), [rest(grads) for grads in gradients])
+    assert_close([rest(update) for update in updates], expected)
+
+
+def test_a_name_that_matches_nothing_is_refused_beside_frozen_leaves(case):
+    if not case.smooths:
+        pytest.skip("takes no graph")
+    tx = case.make(graphs={"itme_embedding": graph()}, row_axis=None)
+    params = case.params()
+    mask = jax.tree.map(lambda leaf: leaf.ndim == 2, params)
+    for freeze in FREEZING.values():
+        with pytest.raises(ValueError, match="no leaf has 'itme_embedding'.*hidden"):
+            freeze(tx, mask).init(params)
+
+
 def test_masked_selects_the_table_of_a_single_adjacency(case, reference):
     if not case.smooths or len(case.tables) > 1:
         pytest.skip("needs one graph for one table")
@@ -257,7 +307,7 @@ def test_single_adjacency_for_a_bare_array(case, reference):
         return tree["encoder"]["item_embedding"]["kernel"]
 
     updates, _ = run(
-        case.make(graphs=graph()),
+        case.make(graphs=graph(), row_axis=case.row_axis),
         table(case.params()),
         [table(grads) for grads in case.gradients()],
     )
@@ -265,7 +315,7 @@ def test_single_adjacency_for_a_bare_array(case, reference):
 
 
 def test_inject_hyperparams(case, reference):
-    static = {"num_layers", "every"} if case.smooths else {"row_axis"}
+    static = {"num_layers", "every"} if case.smooths else set()
     tx = optax.inject_hyperparams(case.factory, static_args=static)(**case.arguments)
     updates, state = run(tx, case.params(), case.gradients())
     assert_close(updates, reference[0], rtol=1e-5, atol=1e-6)
@@ -276,6 +326,19 @@ def test_inject_hyperparams(case, reference):
         state.hyperparams["learning_rate"] *= 2
         after, _ = run(tx, case.params(), again, state)
         assert_close(after, jax.tree.map(lambda u: 2 * u, before))
+
+
+def test_injected_axis_of_the_rows_is_static():
+    inject = optax.inject_hyperparams
+    for tx in (
+        inject(sevo.scale_by_moment_corrected_adam)(row_axis=1),
+        inject(sevo.scale_by_sevo, static_args=("num_layers", "every"))(
+            graph(), row_axis=1
+        ),
+    ):
+        params = jnp.ones((WIDTH, NUM_NODES))
+        with pytest.raises(TypeError, match="row_axis is traced.*static_args"):
+            jax.jit(tx.update)(params, tx.init(params), params)
 
 
 def test_inject_hyperparams_follows_a_schedule_of_beta():
@@ -311,6 +374,60 @@ def test_multi_steps(case):
     expected, _ = run(case.make(), case.params(), means)
     assert_close(updates[1::2], expected)
     assert not any(leaf.any() for leaf in jax.tree.leaves(updates[::2]))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_transposed", "adamw_joint"])
+def test_multi_steps_with_active_rows(name):
+    """The rows of all micro-batches count, not those of the last alone."""
+    case = CASES[name]
+    params, gradients = case.params(), case.gradients(num_steps=6)
+    rng = np.random.default_rng(5)
+    masks = {
+        leaf: jnp.asarray(rng.random((3, 2, shape[case.row_axis])) < 0.4)
+        for leaf, shape in case.tables.items()
+    }
+    tx = optax.MultiSteps(case.make(), every_k_schedule=2)
+    inner, state, expected_state = case.make(), tx.init(params), None
+    expected_state = inner.init(params)
+    for step in range(3):
+        pair = gradients[2 * step : 2 * step + 2]
+        rows = {leaf: mask[step] for leaf, mask in masks.items()}
+        for grads in pair:
+            updates, state = jax.jit(tx.update)(grads, state, params, active_rows=rows)
+        expected, expected_state = inner.update(
+            jax.tree.map(lambda a, b: (a + b) / 2, *pair),
+            expected_state,
+            params,
+            active_rows={leaf: mask.any(0) for leaf, mask in rows.items()},
+        )
+        assert_close(updates, expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_multi_steps_with_the_active_rows_of_one_micro_batch(wrap):
+    case = CASES["adamw"]
+    params, (grads, *_) = case.params(), case.gradients()
+    for inner in (case.make(), optax.chain(optax.clip(1.0), case.make())):
+        tx = optax.MultiSteps(inner, 2)
+        rows = {"item_embedding": jnp.ones(NUM_NODES, bool)}
+        with pytest.raises(ValueError, match=r"MultiSteps.*\('k', 10\)"):
+            wrap(tx.update)(grads, tx.init(params), params, active_rows=rows)
+        wrap(tx.update)(grads, tx.init(params), params)
+        # Afterwards, outside, they are what they were.
+        case.make().update(grads, case.make().init(params), params, active_rows=rows)
+
+
+def test_optax_finds_moments_and_count(case):
+    if case.factory in (sevo.sevo_sgd, sevo.scale_by_sevo):
+        pytest.skip("has no such moments")
+    params, gradients = case.params(), case.gradients(3)
+    _, state = run(optax.chain(optax.clip(1e6), case.make()), params, gradients)
+    assert optax.tree.get(state, "count") == 3
+    for moment in ("mu", "nu"):
+        tree = optax.tree.get(state, moment)
+        assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
+    state = optax.tree.set(state, mu=params)
+    assert optax.tree.get(state, "mu") is params
 
 
 def test_map_params(case, reference):
@@ -449,13 +566,12 @@ def test_bfloat16_params(case, reference):
         atol=0.02,
     )
     if case.factory is sevo.scale_by_moment_corrected_adam:
-        moments = [state]
+        moments = [state.mu, state.nu]
     elif case.factory is sevo.sevo_adamw and case.options.get("moment_correction", 1):
-        inner = state[0].inner_states
-        moments = [inner[group].inner_state for group in ("table", "transposed")]
+        moments = [tables_of(state[0].mu, case), tables_of(state[0].nu, case)]
     else:
         return  # optax's own transformations, which keep moments in the params' dtype
-    leaves = jax.tree.leaves([(each.mu, each.nu) for each in moments])
+    leaves = jax.tree.leaves(moments)
     assert len(leaves) >= 2
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
@@ -698,6 +814,28 @@ def test_active_rows_of_a_transposed_table():
         straight.make(), turn(params), [turn(g) for g in gradients], active_rows=rows
     )
     assert_close(updates, [turn(u) for u in expected])
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "sgd", "sgd_momentum", "adamw_uncorrected", "adamw"]
+)
+def test_active_rows_without_effect_are_refused(name):
+    case = CASES[name]
+    params, (grads, *_) = case.params(), case.gradients()
+    tx = optax.chain(optax.clip(1e6), case.make())
+    leaf = "bias" if name == "adamw" else "item_embedding"
+    rows = {leaf: np.ones(params["encoder"][leaf]["kernel"].shape[0], bool)}
+    with pytest.raises((TypeError, ValueError), match="no effect"):
+        tx.update(grads, tx.init(params), params, active_rows=rows)
+    tx.update(grads, tx.init(params), params, active_rows=None)
+
+
+def test_misspelt_arguments_are_refused(case):
+    params, (grads, *_) = case.params(), case.gradients()
+    tx = optax.chain(optax.clip(1e6), case.make())
+    for name in ("graph", "active_row"):
+        with pytest.raises(TypeError, match=f"'{name}', which would have no effect"):
+            tx.update(grads, tx.init(params), params, **{name: None})
 
 
 def test_graphs_of_a_call_replace_the_bound_ones(case, reference):

@@ -314,7 +314,43 @@ def test_names_resolve_in_a_nested_nnx_model(name):
     )
 
 
-def test_transposed_tables_of_each_framework_are_recognised():
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_an_ensemble_of_nnx_models_trains_as_its_members_do(name):
+    """`nnx.vmap` stacks parameters: tables are [models, n, d]."""
+    num_models = 3
+
+    @nnx.split_rngs(splits=num_models)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def ensemble(rngs):
+        return nnx.Embed(NUM_ITEMS, WIDTH, rngs=rngs)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.item_embedding = ensemble(nnx.Rngs(0))
+
+    model, tx = Model(), OPTIMIZERS[name](NAMES)
+    start = model.item_embedding.embedding[...]
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    gradients = np.random.default_rng(3).normal(size=(4, *start.shape))
+    # Half of the rows idle, others in each model.
+    gradients *= np.random.default_rng(4).random((4, *start.shape[:2], 1)) < 0.5
+    gradients = jnp.asarray(gradients, jnp.float32)
+    for each in gradients:
+        state = nnx.state(model, nnx.Param)
+        optimizer.update(model, jax.tree.map(lambda _, each=each: each, state))
+    for i in range(num_models):
+        params = {"item_embedding": start[i]}
+        state = tx.init(params)
+        for each in gradients:
+            updates, state = tx.update({"item_embedding": each[i]}, state, params)
+            params = optax.apply_updates(params, updates)
+        actual = model.item_embedding.embedding[...][i]
+        np.testing.assert_allclose(
+            actual, params["item_embedding"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_transposed_tables_of_each_framework():
     """An output layer over the items: [d, n] in Flax, [n, d] in Equinox."""
     graph: Any = {"output": NAMES["item_embedding"]}
     table = START["table"]
@@ -328,10 +364,11 @@ def test_transposed_tables_of_each_framework_are_recognised():
     layer = eqx.tree_at(lambda m: m.weight, layer, jnp.asarray(table))
     equinox_updates = {"output": eqx.filter(layer, eqx.is_inexact_array)}
 
-    tx: Any = sevo.scale_by_sevo(graph)
+    tx: Any = sevo.scale_by_sevo(graph, row_axis=1)
     smoothed, _ = tx.update(flax_updates, tx.init(flax_updates))
     result = smoothed["output"]["kernel"][...]
     np.testing.assert_allclose(result.T, expected, rtol=1e-6, atol=1e-6)
+    tx = sevo.scale_by_sevo(graph)
     smoothed, _ = tx.update(equinox_updates, tx.init(equinox_updates))
     np.testing.assert_allclose(
         smoothed["output"].weight, expected, rtol=1e-6, atol=1e-6
@@ -344,4 +381,4 @@ def test_a_bias_beside_the_named_table_needs_a_longer_name():
     graph = NAMES["item_embedding"]
     with pytest.raises(ValueError, match=r"output/bias has shape \(3,\)"):
         sevo.scale_by_sevo({"output": graph}).init(params)
-    sevo.scale_by_sevo({"output/kernel": graph}).init(params)
+    sevo.scale_by_sevo({"output/kernel": graph}, row_axis=1).init(params)

@@ -11,12 +11,14 @@ ROOT = Path(sevo_jax.__file__).parent
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = [
-    ("_checks", "_files"),
+    ("_checks", "_files", "states"),
     ("operators",),
     ("smoothing",),
     ("graphs",),
+    ("_tables",),
     ("_leaves",),
     ("transforms",),
+    ("_adam_of_tables",),
     ("optimizers",),
     ("data",),
     ("samples",),

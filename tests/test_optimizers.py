@@ -270,6 +270,10 @@ def layouts(item_graph, other_graph, joint_graph):
 LAYOUTS = ["several leaves", "joint", "transposed", "none"]
 
 
+def row_axis(tables):
+    return {name: 1 for table in tables if table.transposed for name in table.names}
+
+
 def run(optimizer, problem, dtype, extras=None):
     """The library's parameters after each step."""
     params, gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), problem)
@@ -317,7 +321,11 @@ def check(actual, expected, dtype: Any = np.float64, tolerance=lambda name: TOLE
 def test_adamw(layout, correction, layouts, problem, oracle, x64):
     graphs, tables = layouts[layout]
     optimizer = sevo.sevo_adamw(
-        0.05, graphs, weight_decay=0.1, moment_correction=correction
+        0.05,
+        graphs,
+        weight_decay=0.1,
+        moment_correction=correction,
+        row_axis=row_axis(tables),
     )
     expected = literal(literal_adamw, oracle, problem, tables, correction=correction)
     check(run(optimizer, problem, np.float64), expected)
@@ -326,7 +334,9 @@ def test_adamw(layout, correction, layouts, problem, oracle, x64):
 @pytest.mark.parametrize("layout", ["joint", "transposed"])
 def test_adamw_in_single_precision(layout, layouts, problem, oracle):
     graphs, tables = layouts[layout]
-    optimizer = sevo.sevo_adamw(0.05, graphs, weight_decay=0.1)
+    optimizer = sevo.sevo_adamw(
+        0.05, graphs, weight_decay=0.1, row_axis=row_axis(tables)
+    )
     expected = literal(literal_adamw, oracle, problem, tables)
     smoothed = {name for table in tables for name in table.names}
     check(
@@ -342,7 +352,7 @@ def test_adamw_in_single_precision(layout, layouts, problem, oracle):
 )
 def test_adam(layout, wd, layouts, problem, oracle, x64):
     graphs, tables = layouts[layout]
-    optimizer = sevo.sevo_adam(0.05, graphs, weight_decay=wd)
+    optimizer = sevo.sevo_adam(0.05, graphs, weight_decay=wd, row_axis=row_axis(tables))
     expected = literal(literal_adam, oracle, problem, tables, wd=wd)
     check(run(optimizer, problem, np.float64), expected)
 
@@ -369,7 +379,7 @@ def test_sgd(momentum, nesterov, wd, layouts, problem, oracle, x64):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sgd_layouts(layout, layouts, problem, oracle, x64):
     graphs, tables = layouts[layout]
-    optimizer = sevo.sevo_sgd(0.05, graphs, 0.9)
+    optimizer = sevo.sevo_sgd(0.05, graphs, 0.9, row_axis=row_axis(tables))
     expected = literal(literal_sgd, oracle, problem, tables, momentum=0.9)
     check(run(optimizer, problem, np.float64), expected)
 
@@ -513,7 +523,9 @@ def test_active_rows_given_to_update(layout, layouts, problem, oracle, x64):
         for _ in range(STEPS)
     ]
     extras = [{"active_rows": jax.tree.map(jnp.asarray, masks)} for masks in active]
-    optimizer = sevo.sevo_adamw(0.05, graphs, weight_decay=0.1)
+    optimizer = sevo.sevo_adamw(
+        0.05, graphs, weight_decay=0.1, row_axis=row_axis(tables)
+    )
     expected = literal(literal_adamw, oracle, problem, tables, active=active)
     check(run(optimizer, problem, np.float64, extras), expected)
 
@@ -628,7 +640,7 @@ def test_other_leaves_are_those_of_optax_bit_by_bit(name, layouts, problem, opta
     [
         *((name, "joint", {"beta": 0.0}) for name in PLAIN),
         *((name, "none", {}) for name in PLAIN),
-        ("adamw", "transposed", {"num_layers": 0}),
+        ("adamw", "transposed", {"num_layers": 0, "row_axis": {"output": 1}}),
         ("sgd", "several leaves", {"num_layers": 0}),
     ],
 )

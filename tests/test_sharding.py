@@ -71,7 +71,7 @@ SMOOTHING = {
     "iterative": lambda x: sevo.smoothing.iterative(GRAPH, x, 0.4, 2),
     "exact": lambda x: sevo.smoothing.exact(GRAPH, x, 0.9),
     "smoothness": lambda x: sevo.smoothing.smoothness(GRAPH, x),
-    "compare": lambda x: sevo.smoothing.compare(GRAPH, x, psi(x)),
+    "effect": lambda x: sevo.smoothing.effect(GRAPH, x, psi(x)),
 }
 
 
@@ -191,17 +191,20 @@ def test_every_function_of_smoothing(alone, mesh, spec):
 
 
 LAYOUTS = {
-    # The key of the graph, the leaves of a table, and where each leaf then lies.
-    "plain": ("item", lambda x: {"item": x}, lambda spec: spec),
+    # The key of the graph, the leaves of a table, where each leaf then lies, and the
+    # axis of its rows.
+    "plain": ("item", lambda x: {"item": x}, lambda spec: spec, 0),
     "joint": (
         ("user", "item"),
         lambda x: {"item": x[16:], "user": x[:16]},
         lambda spec: spec,
+        0,
     ),
     "transposed": (
         "item",
         lambda x: {"item": x.T},
         lambda spec: P(*reversed((*spec, None, None)[:2])),
+        1,
     ),
 }
 
@@ -216,8 +219,10 @@ def layouts_and_places(plain, others):
     return pytest.mark.parametrize("layout, spec", cases.values(), ids=cases.keys())
 
 
-def make(names) -> Any:
-    return sevo.sevo_adamw(0.05, {names: GRAPH}, beta=0.9, weight_decay=0.1)
+def make(layout) -> Any:
+    return sevo.sevo_adamw(
+        0.05, {layout[0]: GRAPH}, beta=0.9, weight_decay=0.1, row_axis=layout[3]
+    )
 
 
 def make_step(tx):
@@ -245,7 +250,7 @@ def batch_gradient() -> np.ndarray:
 
 def trajectory(table_gradients):
     """Tables after each step of an optimizer on one device."""
-    tx = make("item")
+    tx = make(LAYOUTS["plain"])
     step = jax.jit(make_step(tx))
     params = {"item": jnp.asarray(table())}
     state, tables = tx.init(params), []
@@ -256,7 +261,7 @@ def trajectory(table_gradients):
 
 
 def tree_on(mesh, layout, spec, array):
-    _, leaves, spec_of = layout
+    _, leaves, spec_of, _ = layout
     tree = {
         name: place(mesh, spec_of(spec), leaf) for name, leaf in leaves(array).items()
     }
@@ -273,7 +278,7 @@ def assert_tables_placed(tree, mesh, layout, spec):
 
 @layouts_and_places(EVERYWHERE, ONE_OF_EACH)
 def test_trajectory_is_that_of_a_single_device(alone, mesh, layout, spec):
-    tx = make(layout[0])
+    tx = make(layout)
     params = tree_on(mesh, layout, spec, table())
     state = tx.init(params)
     assert_tables_placed((params, state), mesh, layout, spec)
@@ -289,7 +294,7 @@ def test_trajectory_is_that_of_a_single_device(alone, mesh, layout, spec):
 @places(ONE_OF_EACH)
 def test_jitted_init(alone, mesh, spec):
     layout = LAYOUTS["plain"]
-    tx, params = make("item"), tree_on(mesh, LAYOUTS["plain"], spec, table())
+    tx, params = make(LAYOUTS["plain"]), tree_on(mesh, LAYOUTS["plain"], spec, table())
     state = jax.jit(tx.init)(params)
     if AxisType.Explicit in mesh.axis_types:
         assert_tables_placed((params, state), mesh, layout, spec)
@@ -304,7 +309,7 @@ def test_jitted_init(alone, mesh, spec):
 
 @layouts_and_places(OVER_WIDTH, {"width": OVER_WIDTH["width"]})
 def test_update_of_a_table_sharded_over_width(mesh, layout, spec):
-    tx, params = make(layout[0]), tree_on(mesh, layout, spec, table())
+    tx, params = make(layout), tree_on(mesh, layout, spec, table())
     grads, state = tree_on(mesh, layout, spec, gradients(0)), tx.init(params)
     step = make_step(tx)
     # Whether a row is idle is one bit, which devices that hold its parts must share.
@@ -338,7 +343,7 @@ def test_uncorrected_update_needs_no_communication(mesh, spec):
 @places(ONE_OF_EACH)
 def test_graph_as_an_argument(alone, mesh, spec):
     layout = LAYOUTS["plain"]
-    tx, params = make("item"), tree_on(mesh, layout, spec, table())
+    tx, params = make(LAYOUTS["plain"]), tree_on(mesh, layout, spec, table())
     grads = tree_on(mesh, layout, spec, gradients(0))
     expected = alone.trajectory[0]
     step = jax.jit(lambda graph, *args: make_step(tx)(*args, graphs={"item": graph}))
@@ -350,7 +355,7 @@ def test_graph_as_an_argument(alone, mesh, spec):
 
 @layouts_and_places(ONE_OF_EACH, OVER_BOTH)
 def test_eager_update(alone, mesh, layout, spec):
-    tx, params = make(layout[0]), tree_on(mesh, layout, spec, table())
+    tx, params = make(layout), tree_on(mesh, layout, spec, table())
     grads = tree_on(mesh, layout, spec, gradients(0))
     params, state = make_step(tx)(params, tx.init(params), grads)
     assert_tables_placed((params, state), mesh, layout, spec)
@@ -358,11 +363,62 @@ def test_eager_update(alone, mesh, layout, spec):
         np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "user, item",
+    [
+        (P("rows"), P()),
+        (P(), P("rows")),
+        (P("rows", "columns"), P(None, "columns")),
+        (P("columns"), P("rows")),
+        (P(("rows", "columns")), P(None, "columns")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_parts_of_a_joint_table_that_are_placed_differently(
+    alone, mesh, user, item, wrap
+):
+    layout = LAYOUTS["joint"]
+    specs, tx = {"user": user, "item": item}, make(LAYOUTS["joint"])
+
+    def on_mesh(array):
+        leaves = layout[1](array)
+        return {name: place(mesh, specs[name], leaf) for name, leaf in leaves.items()}
+
+    params = on_mesh(table())
+    step, state = wrap(make_step(tx)), tx.init(params)
+    for i, expected in enumerate(alone.trajectory[:3]):
+        params, state = step(params, state, on_mesh(gradients(i)))
+        for name, leaf in layout[1](expected).items():
+            if AxisType.Explicit in mesh.axis_types:
+                assert_placed(params[name], mesh, specs[name])
+            np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec", [P("rows"), P(None, None, "columns"), P("rows", None, "columns")], ids=str
+)
+def test_a_stack_of_tables(alone, mesh, spec):
+    tx = make(LAYOUTS["plain"])
+
+    def on_mesh(array):
+        return {"item": place(mesh, spec, np.stack([array, array]))}
+
+    params = on_mesh(table())
+    state = tx.init(params)
+    step = jax.jit(make_step(tx))
+    for i, expected in enumerate(alone.trajectory[:3]):
+        params, state = step(params, state, on_mesh(gradients(i)))
+        assert_placed(params["item"], mesh, spec)
+        for item in np.asarray(params["item"]):
+            np.testing.assert_allclose(item, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_data_parallel_gradients(alone, mesh):
     """A batch over all devices, one table on each: their sum decides what is idle."""
     explicit = AxisType.Explicit in mesh.axis_types
     batch = P(("rows", "columns"))
-    tx = make("item")
+    tx = make(LAYOUTS["plain"])
 
     @jax.jit
     def step(params, state, rows):

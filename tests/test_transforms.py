@@ -180,7 +180,7 @@ def test_idle_direction_is_the_same_bits_for_a_thousand_steps(kind, rng):
 
 
 def test_rows_are_those_of_each_leaf(rng, x64):
-    """Vectors have an entry a row, tables a row, higher ranks a leading slice."""
+    """Vectors have an entry a row, tables a row, higher ranks are stacks of tables."""
     shapes = {"vector": (4,), "table": (4, 3), "block": (4, 2, 2), "scalar": ()}
     gradients = {k: rng.normal(size=(6, *s)) for k, s in shapes.items()}
     for name in ("vector", "table", "block"):
@@ -195,6 +195,28 @@ def test_rows_are_those_of_each_leaf(rng, x64):
         np.testing.assert_allclose(
             np.reshape(out[name], direction.shape), direction, rtol=1e-11, atol=1e-14
         )
+
+
+@pytest.mark.parametrize("row_axis", [0, 1])
+def test_rows_of_a_stack_are_those_of_each_table(row_axis, rng, x64):
+    """What is idle in one table is active in the other."""
+    gradients = np.stack([sparse_gradients(rng, steps=8) for _ in range(2)], axis=1)
+    assert (~gradients.any(-1))[:, 0].sum() != (~gradients.any(-1)).all(1).sum()
+
+    def turn(x):
+        return np.swapaxes(x, -1, -2) if row_axis else x
+
+    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=row_axis)
+    (*_, out), _ = run(transform, [turn(g) for g in gradients])
+    active = rng.random((8, 2, 8)) < 0.5
+    extras = [{"active_rows": mask} for mask in active]
+    (*_, masked), _ = run(transform, [turn(g) for g in gradients], extras)
+    for i in range(2):
+        literal = literal_moments(gradients[:, i], 0.9, 0.99)[-1][2]
+        np.testing.assert_allclose(turn(out)[i], literal, rtol=1e-11, atol=1e-14)
+        literal = literal_moments(gradients[:, i], 0.9, 0.99, active=active[:, i])
+        literal = literal[-1][2]
+        np.testing.assert_allclose(turn(masked)[i], literal, rtol=1e-11, atol=1e-14)
 
 
 def test_rows_of_a_transposed_table(rng, x64):
@@ -233,6 +255,51 @@ def test_active_rows_of_one_leaf_leave_the_others_alone(rng):
     alone = gradients["a"]
     out, _ = transform.update(alone, transform.init(alone), active_rows=none)
     np.testing.assert_array_equal(out, 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([[1.5, -2.0], [0.0, 0.0]]),
+        np.array([1.5, -0.25], np.float16),
+        np.array([[3, -4], [0, 0]]),
+        jnp.arange(3),
+        jnp.array([True, False]),
+        1.5,
+        2,
+        np.float64(0.5),
+        np.array([[3 + 4j, 1j], [0, 0]], np.complex64),
+        np.array([3 + 4j, 0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("x64_on", [False, True])
+def test_leaves_of_every_kind_are_those_of_optax(value, x64_on):
+    """Of equal gradients both make the same direction, whatever is not a float32."""
+    with jax.enable_x64(x64_on), jax.numpy_dtype_promotion("standard"):
+        results = []
+        for transform in (scale_by_moment_corrected_adam(), optax.scale_by_adam()):
+            out, state = transform.update(value, transform.init(value))
+            results.append((jnp.asarray(out), jnp.asarray(state.mu)))
+        (ours, _), (theirs, _) = results
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_allclose(
+            ours, theirs, rtol=3e-3 if ours.itemsize == 2 else 2e-5
+        )
+
+
+def test_second_moment_of_complex_numbers_is_their_modulus(rng, x64):
+    gradients = rng.normal(size=(5, 4, 3)) + 1j * rng.normal(size=(5, 4, 3))
+    (*_, out), state = run(scale_by_moment_corrected_adam(0.9, 0.99), gradients)
+    m = v = 0
+    for g in gradients:
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * np.abs(g) ** 2
+    m_hat, v_hat = m / (1 - 0.9**5), v / (1 - 0.99**5)
+    np.testing.assert_allclose(out, m_hat / (np.sqrt(v_hat) + 1e-8), rtol=1e-11)
+    assert state.nu.dtype == np.float64
+    with jax.numpy_dtype_promotion("standard"):
+        (*_, theirs), _ = run(optax.scale_by_adam(0.9, 0.99), gradients)
+    np.testing.assert_allclose(out, theirs, rtol=1e-11)
 
 
 def test_eps_inside_and_outside_the_root(x64):
@@ -334,22 +401,64 @@ def test_joint_table_is_stacked_in_the_order_of_the_names(
     turn = np.transpose if transposed else np.asarray
     leaves = {k: rng.normal(size=(n, 4)) for k, n in (("a", 1), ("b", 3), ("c", 2))}
     updates = {k: jnp.asarray(turn(leaf)) for k, leaf in leaves.items()}
-    out = smoothed(scale_by_sevo({order: sparse(adjacency)}, 0.9), updates)
+    transform = scale_by_sevo({order: sparse(adjacency)}, 0.9, row_axis=int(transposed))
+    out = smoothed(transform, updates)
     stacked = np.concatenate([leaves[name] for name in order])
     expected = oracle.neumann(adjacency, stacked, 0.9, 3)
     actual = np.concatenate([turn(out[name]) for name in order])
     np.testing.assert_allclose(actual, expected, rtol=1e-11)
 
 
-def test_transposed_table_and_its_square_exception(adjacency, oracle, rng, x64):
-    kernel, square = rng.normal(size=(3, 6)), rng.normal(size=(6, 6))
-    updates = {"kernel": jnp.asarray(kernel), "square": jnp.asarray(square)}
-    graphs = {"kernel": sparse(adjacency), "square": sparse(adjacency)}
-    out = smoothed(scale_by_sevo(graphs, 0.9), updates)
-    expected = oracle.neumann(adjacency, kernel.T, 0.9, 3).T
-    np.testing.assert_allclose(out["kernel"], expected, rtol=1e-11)
-    expected = oracle.neumann(adjacency, square, 0.9, 3)
-    np.testing.assert_allclose(out["square"], expected, rtol=1e-11)
+def test_rows_are_the_last_axis_only_where_asked_for(adjacency, oracle, rng, x64):
+    shapes = {"kernel": (3, 6), "square": (6, 6), "table": (6, 3), "other": (6, 6)}
+    given = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    updates = jax.tree.map(jnp.asarray, given)
+    graphs = dict.fromkeys(shapes, sparse(adjacency))
+    axes = {"kernel": 1, "other": -1, "square": 0}
+    out = smoothed(scale_by_sevo(graphs, 0.9, row_axis=axes), updates)
+    for name, x in given.items():
+        turn = np.transpose if name in ("kernel", "other") else np.asarray
+        expected = turn(oracle.neumann(adjacency, turn(x), 0.9, 3))
+        np.testing.assert_allclose(out[name], expected, rtol=1e-11)
+
+
+def test_a_joint_table_of_both_orientations(adjacency, oracle, rng, x64):
+    rows, columns = rng.normal(size=(2, 3)), rng.normal(size=(3, 4))
+    updates = {"embedding": jnp.asarray(rows), "output": jnp.asarray(columns)}
+    graphs = {("embedding", "output"): sparse(adjacency)}
+    out = smoothed(scale_by_sevo(graphs, 0.9, row_axis={"output": 1}), updates)
+    stacked = np.concatenate([rows, columns.T])
+    expected = oracle.neumann(adjacency, stacked, 0.9, 3)
+    np.testing.assert_allclose(out["embedding"], expected[:2], rtol=1e-11)
+    np.testing.assert_allclose(out["output"], expected[2:].T, rtol=1e-11)
+
+
+@pytest.mark.parametrize("row_axis", [0, 1])
+@pytest.mark.parametrize("leading", [(2,), (2, 3), (6,)])
+def test_a_stack_of_tables_is_smoothed_table_by_table(
+    leading, row_axis, adjacency, oracle, rng, x64
+):
+    x = rng.normal(size=(*leading, 6, 3))
+
+    def turn(x):
+        return np.swapaxes(x, -1, -2) if row_axis else x
+
+    transform = scale_by_sevo(sparse(adjacency), 0.9, row_axis=row_axis)
+    out = turn(smoothed(transform, jnp.asarray(turn(x))))
+    for index in np.ndindex(leading):
+        expected = oracle.neumann(adjacency, x[index], 0.9, 3)
+        np.testing.assert_allclose(out[index], expected, rtol=1e-11)
+
+
+def test_a_joint_stack_of_tables(adjacency, oracle, rng, x64):
+    x, y = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 2, 3))
+    updates = {"a": jnp.asarray(x), "b": jnp.asarray(y)}
+    out = smoothed(scale_by_sevo({("a", "b"): sparse(adjacency)}, 0.9), updates)
+    stacked = np.concatenate([x, y], axis=1)
+    for i in range(2):
+        expected = oracle.neumann(adjacency, stacked[i], 0.9, 3)
+        np.testing.assert_allclose(out["a"][i], expected[:4], rtol=1e-11)
+        np.testing.assert_allclose(out["b"][i], expected[4:], rtol=1e-11)
 
 
 def test_schedule_of_the_strength(adjacency, oracle, rng, x64):
@@ -402,8 +511,27 @@ def test_unknown_extra_arguments_are_swallowed(adjacency):
         scale_by_sevo(sparse(adjacency)),
         scale_by_moment_corrected_adam(),
     ):
-        out = smoothed(transform, updates, value=1.0, loss_fn=None)
+        out = smoothed(transform, updates, value=1.0, loss_fn=None, grad=updates)
         np.testing.assert_array_equal(out, smoothed(transform, updates))
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("graph", "graphs"),
+        ("grpahs", "graphs"),
+        ("active_row", "active_rows"),
+        ("activerows", "active_rows"),
+    ],
+)
+def test_misspelt_extra_arguments_are_refused(name, meant, adjacency):
+    updates = jnp.ones((6, 2))
+    for transform in (
+        scale_by_sevo(sparse(adjacency)),
+        scale_by_moment_corrected_adam(),
+    ):
+        with pytest.raises(TypeError, match=f"'{name}'.*no effect.*'{meant}'"):
+            transform.update(updates, transform.init(updates), **{name: None})
 
 
 def test_state_of_smoothing_is_its_count_alone(adjacency):
@@ -504,7 +632,7 @@ def test_several_runs_under_one_vmap_branch_as_one():
     state = tx.init({"table": jnp.ones((4, 2))})
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
     # One run is a step ahead of the other: neither is propagated too soon.
-    states = states._replace(count=jnp.array([0, 1]))
+    states = states._replace(step=jnp.array([0, 1]))
     updates = {"table": jnp.arange(16.0).reshape(2, 4, 2)}
     together = jax.jit(jax.vmap(tx.update))
     jaxpr = str(jax.make_jaxpr(jax.vmap(tx.update))(updates, states))

@@ -270,7 +270,7 @@ def test_every_function_of_smoothing(dense, mesh):
         lambda g, x: sevo.smoothing.iterative(g, x, 0.4, 2),
         lambda g, x: sevo.smoothing.exact(g, x, 0.9),
         lambda g, x: sevo.smoothing.smoothness(g, x),
-        lambda g, x: sevo.smoothing.compare(g, x, psi(g, x)),
+        lambda g, x: sevo.smoothing.effect(g, x, psi(g, x)),
     ):
         jax.tree.map(
             lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5),
@@ -371,7 +371,9 @@ def trajectory(dense):
 
 def check_trajectory(expected, graph, transposed=False):
     mesh, spec = graph.sharding.mesh, graph.sharding.spec
-    tx = sevo.sevo_adamw(0.05, {"item": graph}, beta=0.9, weight_decay=0.1)
+    tx = sevo.sevo_adamw(
+        0.05, {"item": graph}, beta=0.9, weight_decay=0.1, row_axis=int(transposed)
+    )
     rows, width = (*spec, None)[:2]
     leaf_spec = P(width, rows) if transposed else P(rows, width)
 

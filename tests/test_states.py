@@ -1,0 +1,228 @@
+"""A state that is carried over: new rows, new tables, another window."""
+
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.sparse
+
+import sevo_jax as sevo
+
+WIDTH, OLD, NEW = 3, 6, 9
+
+
+def graph(n):
+    path = scipy.sparse.diags_array([1.0] * (n - 1), offsets=1, shape=(n, n))
+    return scipy.sparse.csr_array(path + path.T)
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": lambda graphs, **more: sevo.sevo_adamw(
+        0.1, graphs, 0.8, 0.95, weight_decay=0.1, **more
+    ),
+    "uncorrected": lambda graphs, **more: sevo.sevo_adamw(
+        0.1, graphs, 0.8, 0.95, moment_correction=False, **more
+    ),
+    "adam": lambda graphs, **more: sevo.sevo_adam(0.1, graphs, 0.8, 0.95, **more),
+    "sgd": lambda graphs, **more: sevo.sevo_sgd(0.1, graphs, 0.9, **more),
+    "chain": lambda graphs, **more: optax.chain(
+        optax.clip(10.0),
+        sevo.scale_by_moment_corrected_adam(0.8, 0.95),
+        sevo.scale_by_sevo(graphs, **more),
+        optax.scale_by_learning_rate(0.1),
+    ),
+    "wrapped": lambda graphs, **more: optax.apply_if_finite(
+        optax.masked(
+            sevo.sevo_adamw(0.1, graphs, 0.8, 0.95, **more),
+            lambda tree: jax.tree.map(lambda _: True, tree),
+        ),
+        2,
+    ),
+}
+
+
+def tree(seed, items=OLD):
+    """User and item tables, of which rows are idle; those of old items first."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(NEW + 4, WIDTH)) * (rng.random((NEW + 4, 1)) < 0.7)
+    rows = jnp.asarray(rows, jnp.float32)
+    return {"item": rows[:items], "user": rows[NEW:], "bias": rows[0]}
+
+
+def train(tx, params, state, seeds, items=OLD, **extra):
+    update = jax.jit(tx.update)
+    for seed in seeds:
+        updates, state = update(tree(seed, items), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def close(actual, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        actual,
+        expected,
+    )
+
+
+def grown(params, start):
+    return {**params, "item": jnp.concatenate([params["item"], start["item"][OLD:]])}
+
+
+JOINT = ("user", "item")
+
+
+@pytest.mark.parametrize(
+    "name, key, every",
+    [
+        ("adamw", "item", 1),
+        ("adamw", JOINT, 1),
+        ("adamw", "item", 3),
+        ("uncorrected", "item", 1),
+        ("adam", "item", 1),
+        ("sgd", JOINT, 1),
+        ("chain", "item", 3),
+        ("wrapped", JOINT, 3),
+    ],
+)
+def test_new_items_join_as_if_they_had_been_there_idle(name, key, every):
+    """Before they come, the new items are isolated and without gradient."""
+    make, more = OPTIMIZERS[name], 4 if key == JOINT else 0
+    big = graph(NEW + more).toarray()
+    before = big.copy()
+    before[OLD + more :], before[:, OLD + more :] = 0, 0
+    small = make(
+        {key: scipy.sparse.csr_array(before[: OLD + more, : OLD + more])}, every=every
+    )
+    there = make({key: scipy.sparse.csr_array(before)}, every=every)
+    after = make({key: scipy.sparse.csr_array(big)}, every=every)
+
+    start = tree(0, NEW)
+    params = {**start, "item": start["item"][:OLD]}
+    params, state = train(small, params, small.init(params), range(1, 6))
+    params = grown(params, start)
+    state = sevo.carry_over(after, state, params)
+    params, state = train(after, params, state, range(6, 10), NEW)
+
+    expected, theirs, update = start, there.init(start), jax.jit(there.update)
+    for seed in range(1, 6):
+        grads = tree(seed, NEW)
+        grads["item"] = grads["item"].at[OLD:].set(0)
+        updates, theirs = update(grads, theirs, expected)
+        # What weight decay does to them is no matter here.
+        updates["item"] = updates["item"].at[OLD:].set(0)
+        expected = optax.apply_updates(expected, updates)
+    expected, theirs = train(after, expected, theirs, range(6, 10), NEW)
+    close((params, state), (expected, theirs))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "chain"])
+def test_a_bound_optimizer_takes_a_graph_with_more_nodes(name):
+    """Where graphs are arguments of the step, the optimizer stays."""
+    make = OPTIMIZERS[name]
+    tx, other = make({"item": graph(OLD)}), make({"item": graph(NEW)})
+    start = tree(0, NEW)
+    params = {**start, "item": start["item"][:OLD]}
+    params, state = train(tx, params, tx.init(params), range(1, 4))
+    params = grown(params, start)
+    state = sevo.carry_over(other, state, params)
+    graphs = {"item": sevo.prepare(graph(NEW))}
+    close(
+        train(tx, params, state, range(4, 8), NEW, graphs=graphs),
+        train(other, params, state, range(4, 8), NEW),
+    )
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [("adamw", 0), ("adamw", 1), ("adamw", 5), ("uncorrected", 5), ("sgd", 5)],
+)
+def test_moments_go_on_when_a_table_is_given_a_graph(name, count):
+    make = OPTIMIZERS[name]
+    one, both = make({"item": graph(OLD)}), make({"item": graph(OLD), "user": graph(4)})
+    params, state = train(one, tree(0), one.init(tree(0)), range(1, count + 1))
+    carried = sevo.carry_over(both, state, params)
+    # The tree of the new optimizer, from the first update on: it can be scanned.
+    assert jax.tree.structure(carried) == jax.tree.structure(both.init(params))
+
+    # If all rows are active, corrected moments are those of Adam.
+    busy = jax.tree.map(lambda leaf: leaf + 0.5, tree(99))
+    before, _ = one.update(busy, state, params)
+    after, carried = both.update(busy, carried, params)
+    idle = jax.tree.map(jnp.zeros_like, busy)
+    decay = one.update(idle, one.init(params), params)[0]["user"]
+    direction = before["user"] - decay
+    expected = sevo.smoothing.neumann(graph(4), direction, 0.99, 3) + decay
+    np.testing.assert_allclose(after["user"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(after["item"], before["item"])
+
+
+def test_idle_rows_of_a_new_table_keep_the_direction_they_had():
+    make = OPTIMIZERS["adamw"]
+    one, both = make({"item": graph(OLD)}), make({"item": graph(OLD), "user": graph(4)})
+    params = tree(0)
+    params, state = train(one, params, one.init(params), range(1, 5))
+    plain = state[0]
+    state = sevo.carry_over(both, state, params)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):
+        _, state = both.update(grads, state, params)
+        np.testing.assert_allclose(
+            state[0].mu["user"], plain.mu["user"] / (1 - 0.8**4), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            state[0].nu["user"], plain.nu["user"] / (1 - 0.95**4), rtol=1e-5
+        )
+
+
+def test_a_state_of_other_tables_is_never_taken_as_it_is():
+    make = OPTIMIZERS["adamw"]
+    one, both = make({"item": graph(OLD)}), make({"item": graph(OLD), "user": graph(4)})
+    none = OPTIMIZERS["uncorrected"]({"item": graph(OLD)})
+    params = tree(0)
+    for old, new in ((one, both), (both, one), (one, none), (none, one)):
+        _, state = train(old, params, old.init(params), range(1, 3))
+        with pytest.raises(ValueError, match=r"carry_over"):
+            new.update(params, state, params)
+        stored = flax.serialization.to_bytes(state)
+        with pytest.raises(ValueError):
+            flax.serialization.from_bytes(new.init(params), stored)
+    for old, new in ((both, one), (one, none)):
+        _, state = train(old, params, old.init(params), range(1, 3))
+        with pytest.raises(ValueError, match="corrected.*no place"):
+            sevo.carry_over(new, state, params)
+
+
+@pytest.mark.parametrize("name", ["adamw", "wrapped"])
+def test_another_window(name):
+    make, params = OPTIMIZERS[name], tree(0)
+    graphs = {"item": graph(OLD)}
+    each, third = make(graphs), make(graphs, every=3)
+    params, state = train(each, params, each.init(params), range(1, 7))
+    state = sevo.carry_over(third, state, params)
+    params, state = train(third, params, state, range(7, 10))
+    # At the end of a window nothing is pending, within it something is.
+    sevo.carry_over(each, state, params)
+    _, state = train(third, params, state, [10])
+    with pytest.raises(ValueError, match="pending.*no place"):
+        sevo.carry_over(each, state, params)
+
+
+def test_the_order_of_names_does_not_matter():
+    make = OPTIMIZERS["adamw"]
+    one, both = make({"user": graph(4)}), make({"item": graph(OLD), "user": graph(4)})
+    _, state = train(one, tree(0), one.init(tree(0)), range(1, 3))
+    flags = sevo.carry_over(both, state, tree(0))[0].corrected
+    assert [{**flag} for flag in flags] == [{"item": 0}, {"user": 1}]
+
+
+def test_rows_are_appended_only():
+    tx = OPTIMIZERS["sgd"]({"item": graph(OLD)})
+    params = tree(0)
+    fewer = {**params, "user": params["user"][:2]}
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(2, 3\).*none removed"):
+        sevo.carry_over(tx, tx.init(params), fewer)
