@@ -46,6 +46,7 @@ import optax
 from harness import CLOCK, Bandwidth, clock, power_law, save, wait
 
 import sevo_jax as sevo
+from sevo_jax.operators import CSROperator
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ FORMULAS = {
 }
 
 
-def halo_share(graph: sevo.GraphOperator, parts: int) -> float:
+def halo_share(graph: CSROperator, parts: int) -> float:
     """Rows of other parts that one of so many parts needs, as a share of all rows."""
     rows = graph.num_nodes // parts
     first, last = np.asarray(graph.row_starts[:: max(rows, 1)])[1:3]
@@ -89,7 +90,7 @@ def halo_share(graph: sevo.GraphOperator, parts: int) -> float:
     return float((~own).sum() / graph.num_nodes)
 
 
-def billion(graph: sevo.GraphOperator) -> list[dict]:
+def billion(graph: CSROperator) -> list[dict]:
     """Bytes on each device, and received by it in a step, for a billion rows.
 
     Seven tables are held: parameters, two moments, gradient, direction and two in the
@@ -140,7 +141,7 @@ def peak_bytes() -> int:
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
-def run(graph: sevo.GraphOperator, width: int) -> dict:
+def run(graph: CSROperator, width: int) -> dict:
     """Seconds of a step and the peak of memory."""
     n = graph.num_nodes
     optimizer = sevo.sevo_adamw(

@@ -54,7 +54,7 @@ from jax.experimental.sparse import BCOO, BCSR
 from paper import load
 
 import sevo_jax as sevo
-from sevo_jax.operators import _kernels
+from sevo_jax.operators import CSROperator, _kernels
 
 try:
     import torch
@@ -114,15 +114,17 @@ def cases(graph: str) -> Iterator[Case]:
         yield Case(graph, task="five tables")
 
 
-def make_graph(name: str) -> sevo.GraphOperator:
+def make_graph(name: str) -> CSROperator:
     if name not in DATASETS:
         return power_law(int(name.split()[0].replace(",", "")))
     split = load(name)
-    return sevo.prepare(
+    graph = sevo.prepare(
         sevo.graphs.cooccurrence(
             split.train, split.num_items, max_len=DATASETS[name], item_offset=1
         )
     )
+    assert isinstance(graph, CSROperator)
+    return graph
 
 
 # ------------------------------------------------------------------ candidates
@@ -136,13 +138,13 @@ def series(product: Callable[[Any], Any], x: Any, layers: int) -> Any:
     return out / sum(BETA**layer for layer in range(layers + 1))
 
 
-def gather_segment_sum(graph: sevo.GraphOperator, x: jax.Array) -> jax.Array:
+def gather_segment_sum(graph: CSROperator, x: jax.Array) -> jax.Array:
     """What _kernels.py has for accelerators."""
     parts = graph.weights, graph.columns, graph.row_starts, graph.rows
     return _kernels.gather_segment_sum(*parts, x)
 
 
-def gather_add(graph: sevo.GraphOperator, x: jax.Array, layers: int) -> jax.Array:
+def gather_add(graph: CSROperator, x: jax.Array, layers: int) -> jax.Array:
     """Each hop's sum starts from the table: no pass of its own for Horner's rule."""
     out = x
     for _ in range(layers):
@@ -154,7 +156,7 @@ def gather_add(graph: sevo.GraphOperator, x: jax.Array, layers: int) -> jax.Arra
     return out / sum(BETA**layer for layer in range(layers + 1))
 
 
-def gather_half(graph: sevo.GraphOperator, x: jax.Array, layers: int) -> jax.Array:
+def gather_half(graph: CSROperator, x: jax.Array, layers: int) -> jax.Array:
     """Between hops the table is rounded to bfloat16, sums are in float32."""
 
     def product(table: jax.Array) -> jax.Array:
@@ -170,7 +172,7 @@ def in_blocks(psi: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     return jnp.moveaxis(jax.lax.map(psi, blocks), 0, 1).reshape(n, d)
 
 
-def bcsr(graph: sevo.GraphOperator) -> BCSR:
+def bcsr(graph: CSROperator) -> BCSR:
     return BCSR(
         (graph.weights, graph.columns, graph.row_starts),
         shape=(graph.num_nodes,) * 2,
@@ -179,7 +181,7 @@ def bcsr(graph: sevo.GraphOperator) -> BCSR:
     )
 
 
-def bcoo(graph: sevo.GraphOperator) -> BCOO:
+def bcoo(graph: CSROperator) -> BCOO:
     return BCOO(
         (graph.weights, jnp.stack([graph.rows, graph.columns], axis=1)),
         shape=(graph.num_nodes,) * 2,
@@ -188,12 +190,12 @@ def bcoo(graph: sevo.GraphOperator) -> BCOO:
     )
 
 
-def dense(graph: sevo.GraphOperator) -> jax.Array:
+def dense(graph: CSROperator) -> jax.Array:
     empty = jnp.zeros((graph.num_nodes,) * 2)
     return empty.at[graph.rows, graph.columns].set(graph.weights)
 
 
-def scipy_csr(graph: sevo.GraphOperator) -> scipy.sparse.csr_array:
+def scipy_csr(graph: CSROperator) -> scipy.sparse.csr_array:
     parts = (graph.weights, graph.columns, graph.row_starts)
     return scipy.sparse.csr_array(
         tuple(np.asarray(part) for part in parts), shape=(graph.num_nodes,) * 2
@@ -201,7 +203,7 @@ def scipy_csr(graph: sevo.GraphOperator) -> scipy.sparse.csr_array:
 
 
 def contenders(
-    graph: sevo.GraphOperator, x: jax.Array, case: Case
+    graph: CSROperator, x: jax.Array, case: Case
 ) -> dict[str, Callable[[], object]]:
     """Every way to smooth the table ``[n, d]``, or the tables ``[5, n, d]``."""
     five, layers = case.task == "five tables", case.layers
@@ -279,7 +281,7 @@ def contenders(
     return result
 
 
-def by_torch(graph: sevo.GraphOperator, x: jax.Array, case: Case) -> Callable:
+def by_torch(graph: CSROperator, x: jax.Array, case: Case) -> Callable:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     starts, columns, weights = (
         torch.from_numpy(np.array(part)).to(device)
@@ -306,7 +308,7 @@ def to_numpy(result: Any) -> np.ndarray:
     return np.asarray(result, np.float32)
 
 
-def by_definition(graph: sevo.GraphOperator, x: jax.Array, case: Case) -> np.ndarray:
+def by_definition(graph: CSROperator, x: jax.Array, case: Case) -> np.ndarray:
     """The first four columns, by SciPy: psi takes each column by itself."""
     csr = scipy_csr(graph)
     first = to_numpy(x[..., :4])
@@ -330,7 +332,7 @@ def adam(x: jax.Array) -> Callable[[], object]:
 # ------------------------------------------------------------------ measurement
 
 
-def floor(graph: sevo.GraphOperator, case: Case, bandwidth: Bandwidth) -> float:
+def floor(graph: CSROperator, case: Case, bandwidth: Bandwidth) -> float:
     """Seconds; see the top of the file."""
     tables = 5 if case.task == "five tables" else 1
     table = 4 * graph.num_nodes * case.width * tables
@@ -340,7 +342,7 @@ def floor(graph: sevo.GraphOperator, case: Case, bandwidth: Bandwidth) -> float:
     return case.layers * hop
 
 
-def measure(case: Case, graph: sevo.GraphOperator, bandwidth: Bandwidth) -> dict:
+def measure(case: Case, graph: CSROperator, bandwidth: Bandwidth) -> dict:
     lead = (5,) if case.task == "five tables" else ()
     x = jax.random.normal(
         jax.random.key(0), (*lead, graph.num_nodes, case.width), case.dtype

@@ -14,8 +14,15 @@ from pathlib import Path
 
 # For the tables on speed.
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import every
+import figure4
+import figure5
+import figure6
+import figure7
+import study
 import summary
 import table3
+import table4
 import tuning
 from tables import markdown
 
@@ -28,6 +35,17 @@ PARTS: dict[str, Callable[[], str]] = {
     **{
         f"tuning-{dataset}": lambda dataset=dataset: markdown(tuning.table(dataset))
         for dataset in ("beauty", "tools")
+    },
+    **{
+        name: lambda name=name, cells=cells: study.page(name, cells())
+        for name, cells in {
+            "table4": lambda: table4.CELLS,
+            "figure4": lambda: figure4.CELLS,
+            "figure5": figure5.all_cells,
+            "figure6": lambda: figure6.CELLS,
+            "figure7": lambda: figure7.CELLS,
+            "every": lambda: every.CELLS,
+        }.items()
     },
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,

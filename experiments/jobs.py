@@ -1,20 +1,22 @@
 """Runs to be done once each: resumable, one result file a run, side by side.
 
-Shared by the experiments. Several processes may work on the same
-list (on parts of a machine's processors, say): none repeats or disturbs what another
-does, and what was stopped goes on from its last checkpoint.
+Shared by the experiments. Several processes may work on the same list (on parts of a
+machine's processors, say): none repeats or disturbs what another does, and what was
+stopped goes on from its last checkpoint.
 """
 
 import contextlib
 import fcntl
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from paper import load
 
+from sevo_jax._files import replace_text
 from sevo_jax.training import Recipe, RunFolder, RunResult, Trainer
 
 
@@ -51,19 +53,66 @@ class Job:
         return json.loads(self.path.read_text()) if self.path.exists() else None
 
 
+Train: TypeAlias = Callable[[Sequence[Job], Path], Iterator[tuple[Job, dict[str, Any]]]]
+
+
 def results_of(jobs: Iterable[Job]) -> dict[int, dict]:
-    """The results of those jobs that are done, by seed."""
+    """The results of those jobs that are done and did not diverge, by seed."""
     results = {job.seed: job.result() for job in jobs}
-    return {seed: result for seed, result in results.items() if result is not None}
+    return {
+        seed: result
+        for seed, result in results.items()
+        if result is not None and "diverged" not in result
+    }
 
 
-def do(jobs: Sequence[Job], work: Path) -> None:
-    """Does those of `jobs` that are not done and that nobody is at.
+def train(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Trains jobs of one recipe, on from their checkpoints where they have one.
 
     Args:
       jobs: of one recipe and dataset, different seeds; on an accelerator they train
         all at once.
+      work: folder for checkpoints.
+
+    Yields:
+      Each job with what its result file is to hold.
+    """
+    trainer = Trainer(jobs[0].recipe, load(jobs[0].dataset))
+    for resume in (True, False):
+        chosen = [
+            job
+            for job in jobs
+            if RunFolder(work / job.full_name).has_checkpoint == resume
+        ]
+        if not chosen:
+            continue
+        try:
+            results = trainer.run_together(
+                [job.seed for job in chosen],
+                outputs=[work / job.full_name for job in chosen],
+                resume=resume,
+                label=f"{chosen[0].full_name}{' and more' * (len(chosen) > 1)}",
+            )
+        except FloatingPointError as error:
+            # A result, too. Of several, nobody knows which: they end where one does.
+            for job in chosen:
+                about = {"dataset": job.dataset, "seed": job.seed}
+                yield (
+                    job,
+                    {"diverged": str(error), "recipe": job.recipe.to_dict()} | about,
+                )
+            continue
+        for job, result in zip(chosen, results, strict=True):
+            yield job, _values(job, result)
+
+
+def do(jobs: Sequence[Job], work: Path, train: Train = train) -> None:
+    """Does those of `jobs` that are not done and that nobody is at.
+
+    Args:
+      jobs: what to do, as `train` takes it.
       work: folder for checkpoints and locks.
+      train: does jobs, and yields each with what its result file is to hold.
     """
     work.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -73,24 +122,10 @@ def do(jobs: Sequence[Job], work: Path) -> None:
         mine = [job for job in mine if not job.path.exists()]
         if not mine:
             return
-        trainer = Trainer(mine[0].recipe, load(mine[0].dataset))
-        for resume in (True, False):
-            chosen = [
-                job
-                for job in mine
-                if RunFolder(work / job.full_name).has_checkpoint == resume
-            ]
-            if not chosen:
-                continue
-            print(*(job.full_name for job in chosen), file=sys.stderr, flush=True)
-            results = trainer.run_together(
-                [job.seed for job in chosen],
-                outputs=[work / job.full_name for job in chosen],
-                resume=resume,
-                label=f"{chosen[0].full_name}{' and more' * (len(chosen) > 1)}",
-            )
-            for job, result in zip(chosen, results, strict=True):
-                _write(job, result)
+        print(*(job.full_name for job in mine), file=sys.stderr, flush=True)
+        for job, values in train(mine, work):
+            job.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(job.path, json.dumps(values, indent=1) + "\n")
 
 
 def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
@@ -103,12 +138,14 @@ def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
     return True
 
 
-def _write(job: Job, result: RunResult) -> None:
+def _values(job: Job, result: RunResult) -> dict[str, Any]:
     values = result.to_dict()
     if not job.test:
         del values["test"]
+    if not any(values["parts"]):
+        del values["parts"]
+    history = values.pop("history")
     values["valid NDCG@10"] = {
-        each["epoch"]: each["valid"]["NDCG@10"] for each in values.pop("history")
+        each["epoch"]: each["valid"]["NDCG@10"] for each in history
     }
-    job.folder.mkdir(parents=True, exist_ok=True)
-    job.path.write_text(json.dumps(values, indent=1) + "\n")
+    return values

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, default="beauty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
-    parser.add_argument("--work", type=Path, default=Path("runs/table3"))
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
     options = parser.parse_args()
     if options.command == "run":
         for seed in options.seeds:

@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[""], help="runs whose names begin so"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/table3"))
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--markdown", action="store_true", help="the table of README")
     options = parser.parse_args()
     if options.command == "table":

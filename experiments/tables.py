@@ -57,7 +57,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+    return "\n".join(
+        f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines
+    )
 
 
 def text(rows: Sequence[Sequence[str]]) -> str:

@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, default="beauty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--markdown", action="store_true", help="the table of README")
     options = parser.parse_args()
     if options.command == "table":

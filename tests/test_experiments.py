@@ -1,5 +1,6 @@
 """The paper's experiments: scripts, stored results, and the tables made of them."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -7,20 +8,24 @@ import sys
 from pathlib import Path
 
 import documents
+import figure5
 import jobs
 import paper
 import pytest
 import sampling
+import smoothness
+import study
 import table3
 import tables
 import tuning
 
 from sevo_jax.data import write
 from sevo_jax.data.synthetic import planted
-from sevo_jax.training import Recipe, find_recipe
+from sevo_jax.evaluation import PAPER_METRICS
+from sevo_jax.training import Recipe, Trainer, find_recipe
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-NO_SCRIPTS = {"jobs", "paper", "tables"}
+NO_SCRIPTS = {"jobs", "paper", "smoothness", "study", "tables"}
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - NO_SCRIPTS
 STORED = sorted(FOLDER.glob("results/*/*.json"))
 
@@ -223,3 +228,153 @@ def test_the_tuned_recipe_is_described_by_what_differs():
 def test_both_ways_of_sampling_are_shown():
     shown = sampling.table("bert4rec", "toys")
     assert "by default" in shown and "loaders" in shown
+
+
+# Studies
+
+
+STUDIES = {"table4", "figure4", "figure5", "figure6", "figure7", "every"}
+
+
+def cells_of(name) -> list[study.Cell]:
+    return importlib.import_module(name).CELLS
+
+
+@pytest.fixture
+def tiny_study(tiny, monkeypatch):
+    """Cells train for two epochs, and write into a folder of their own."""
+    monkeypatch.setattr(study, "recipe_of", table3.recipe_of)
+    monkeypatch.setattr(study, "FOLDER", tiny / "studies")
+    monkeypatch.setattr(study, "QUICK", tiny / "quick")
+    monkeypatch.setattr(study, "RESULTS", tiny)
+    return tiny
+
+
+def test_runs_of_studies_go_by_what_they_change():
+    runs = {}
+    for name in STUDIES:
+        for cell in cells_of(name):
+            for seed in (0, 1):
+                job = cell.job(seed)
+                known = (job.recipe, job.dataset, job.seed)
+                assert runs.setdefault(job.path, known) == known
+                assert job.seed == seed and job.dataset == cell.dataset
+    named = {path.name for path in runs}
+    assert "sasrec-beauty-num_layers0-seed1.json" in named
+    assert "sasrec-beauty-no-rescale-seed0.json" in named
+    assert "sasrec-beauty-iterative-beta0.7-seed0.json" in named
+    assert "sasrec-beauty-max_len10-first-seed0.json" in named
+    # No run is done under two names.
+    assert len(set(runs.values())) == len(runs)
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_what_a_study_shares_with_table_3_is_its_run(name):
+    folders = {cell.job(0).folder for cell in cells_of(name)}
+    assert folders == {study.FOLDER, table3.FOLDER}
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_the_table_of_a_study_says_what_is_not_run(name, monkeypatch, capsys):
+    monkeypatch.setattr(study.Cell, "results", lambda cell, quick=False: {})
+    run(name, monkeypatch, "table", "--markdown")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 + len(cells_of(name))
+    assert all("| not run |" in line for line in lines[2:])
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES - {"table4"}))
+@pytest.mark.parametrize("known", [True, False])
+def test_a_study_is_drawn(name, known, monkeypatch, tmp_path):
+    metrics = dict.fromkeys(PAPER_METRICS, 0.25)
+    points = {str(epoch): 0.5 for epoch in (0, 5)}
+    result = {"test": metrics, "valid": metrics, "losses": [2.0, 1.0]}
+    result |= dict.fromkeys(("before", "after", "embedding"), points)
+    results = {0: result, 2: result} if known else {}
+    monkeypatch.setattr(study.Cell, "results", lambda cell, quick=False: results)
+    monkeypatch.setattr(jobs.Job, "result", lambda job: results.get(job.seed))
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "QUICK", tmp_path / "quick")
+    (tmp_path / "quick").mkdir()
+    run(name, monkeypatch, "draw", *["--quick"] * known)
+    folder = tmp_path / "quick" if known else tmp_path
+    assert (folder / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_study_is_run_once_seed_by_seed(tiny_study, capsys):
+    changes = {"optimizer.num_layers": 1}
+    cells = [
+        study.Cell("L = 1", changes, "mf-bpr-ii", paper=0.5),
+        study.Cell("L = 3", {"optimizer.num_layers": 3}, "mf-bpr-ii"),
+        study.Cell("elsewhere", dataset="toys"),
+    ]
+    work = tiny_study / "work"
+    options = argparse.Namespace(seeds=[0], only=["mf-bpr"], quick=False, work=work)
+    study.run(cells, options)
+    assert [path.name for path in (tiny_study / "studies").iterdir()] == [
+        "mf-bpr-ii-beauty-num_layers1-seed0.json"
+    ]
+    # What changes nothing is the run of Table 3.
+    assert [path.name for path in (tiny_study / "table3").iterdir()] == [
+        "mf-bpr-ii-beauty-sevo_adamw-seed0.json"
+    ]
+    done = capsys.readouterr().err
+    study.run(cells, options)
+    assert done and not capsys.readouterr().err
+    rows = study.table(cells)
+    assert [row[:3] for row in rows[1:]] == [
+        ["Beauty", "L = 1", "1"],
+        ["Beauty", "L = 3", "1"],
+        ["Toys", "elsewhere", "not run"],
+    ]
+    assert rows[1][-1] == "0.5000" and rows[1][5] != rows[2][5]
+    options.quick = True
+    study.run(cells[:1], options)
+    path = tiny_study / "quick" / "results" / "mf-bpr-ii-beauty-num_layers1-seed0.json"
+    assert len(json.loads(path.read_text())["losses"]) == 1
+
+
+def test_a_run_that_diverges_is_a_result(tiny_study):
+    cell = study.Cell("", {"optimizer.learning_rate": 1e30}, "mf-bpr-ii")
+    options = argparse.Namespace(seeds=[0], only=[""], quick=False, work=tiny_study)
+    study.run([cell], options)
+    result = cell.job(0).result()
+    assert result and "the loss is" in result["diverged"]
+    assert cell.results() == {} and cell.diverged()
+    assert study.table([cell])[1][2] == "diverged"
+
+
+def test_smoothness_is_recorded_inside_training(tiny_study, monkeypatch):
+    work = tiny_study / "work"
+    for beta in (0.0, 0.9):
+        cell = study.Cell("", {"optimizer.beta": beta}, "mf-bpr-ii")
+        job = dataclasses.replace(cell.job(1), folder=tiny_study / "smoothness")
+        jobs.do([job], work, smoothness.record)
+        found = job.result()
+        assert found and list(found["before"]) == list(found["embedding"]) == list(
+            "012"
+        )
+        for epoch in "012":
+            before, after = found["before"][epoch], found["after"][epoch]
+            assert before == pytest.approx(after) if beta == 0 else before > 1.1 * after
+        # It trains as a run does.
+        trained = Trainer(job.recipe, paper.load("beauty")).run(seed=1, progress=False)
+        expected = [each["relative_smoothness"] for each in trained.history]
+        assert list(found["embedding"].values()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_search_takes_the_best_that_has_not_diverged(monkeypatch):
+    scores = {0.3: 0.01, 1.0: 0.02, 3.0: None}
+
+    def result(job):
+        score = scores[job.recipe.optimizer.learning_rate]
+        return {"diverged": ""} if score is None else {"valid": {"NDCG@10": score}}
+
+    monkeypatch.setattr(jobs.Job, "result", result)
+    found = figure5.chosen("beauty", "sevo_sgd", False)
+    assert found and found.label == "sevo_sgd, rate 1"
+    job = figure5.search_job(found, False)
+    assert job.recipe.epochs == 50 and not job.test
+    assert job.full_name == "search-sasrec-beauty-sevo_sgd-lr1-seed0"
+    monkeypatch.setattr(jobs.Job, "result", lambda job: None)
+    assert figure5.chosen("beauty", "sgd", False) is None

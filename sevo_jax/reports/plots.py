@@ -16,8 +16,8 @@ from sevo_jax._files import replacing
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the line styles
 # keep the lines apart in black and white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +81,9 @@ def _figure(curves: Mapping[str, Curves], title: str, ylabel: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for index, (label, curve) in enumerate(curves.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         mean = curve.values.mean(axis=0)
-        style = _STYLES[index % len(_STYLES)]
+        style = STYLES[index % len(STYLES)]
         # A line of few points hides where they are, one of a single point hides all.
         marker = "o" if len(curve.epochs) <= 20 else None
         axes.plot(

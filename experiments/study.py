@@ -1,0 +1,245 @@
+"""A study: the paper's recipe with one thing changed at a time, and what comes of it.
+
+Its runs are jobs like those of Table 3, and none is done twice: a run is named by what
+it changes, in whichever study, and one that changes nothing is the run of Table 3.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import table3
+from jobs import Job, do, results_of
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from paper import BACKBONES, DATASETS, RESULTS, recipe_of
+from tables import change, column, markdown, spread, text
+
+from sevo_jax.evaluation import PAPER_METRICS
+from sevo_jax.reports import plots
+from sevo_jax.training import Recipe
+
+FOLDER = RESULTS / "studies"
+QUICK = Path("runs/quick")
+# A quick run has one in so many of a recipe's epochs.
+QUICK_SHARE = 20
+COLUMNS = ("HR@1", "HR@10", "NDCG@10", "valid NDCG@10")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs of one recipe on one data set.
+
+    Attributes:
+      label: what it is called in the table.
+      changes: fields of the paper's SEvo recipe with other values, `part.field`.
+      backbone: whose recipe.
+      dataset: on what.
+      paper: test NDCG@10 in the paper, where it can be read.
+    """
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str = "sasrec"
+    dataset: str = "beauty"
+    paper: float | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The paper's with the changes."""
+        recipe = recipe_of(self.backbone, self.dataset, "sevo_adamw")
+        for name, value in self.changes.items():
+            part, _, key = name.partition(".")
+            changed = dataclasses.replace(getattr(recipe, part), **{key: value})
+            recipe = dataclasses.replace(recipe, **{part: changed})
+        return recipe
+
+    def job(self, seed: int, quick: bool = False) -> Job:
+        """The run from a seed; a quick one goes elsewhere, it is no evidence."""
+        base = Cell("", {}, self.backbone, self.dataset).recipe
+        names = [
+            _describe(name, value)
+            for name, value in self.changes.items()
+            if value != _value(base, name)
+        ]
+        name = "-".join([self.backbone, self.dataset, *names])
+        recipe = self.recipe
+        if quick:
+            epochs = max(1, recipe.epochs // QUICK_SHARE)
+            recipe = dataclasses.replace(recipe, epochs=epochs)
+            return Job(name, recipe, self.dataset, seed, QUICK / "results")
+        for optimizer in table3.OPTIMIZERS:
+            job = table3.job(self.backbone, self.dataset, optimizer, seed)
+            if job.recipe == recipe:
+                return job
+        return Job(name, recipe, self.dataset, seed, FOLDER)
+
+    def results(self, quick: bool = False) -> dict[int, dict]:
+        """What there is, by seed."""
+        return results_of(self.job(seed, quick) for seed in table3.SEEDS)
+
+    def mean(self, name: str, quick: bool = False) -> float | None:
+        """A column's mean over the seeds."""
+        found = column(self.results(quick), name)
+        return sum(found.values()) / len(found) if found else None
+
+    def diverged(self, quick: bool = False) -> bool:
+        """Whether a run ended in a loss that is not finite."""
+        results = (self.job(seed, quick).result() for seed in table3.SEEDS)
+        return any(result is not None and "diverged" in result for result in results)
+
+    def plain(self, quick: bool = False) -> dict[int, dict]:
+        """What there is of AdamW, by seed."""
+        backbone = BACKBONES[self.backbone].plain
+        cell = Cell("AdamW", {"optimizer.name": "adamw"}, backbone, self.dataset)
+        return cell.results(quick)
+
+
+def run(cells: Iterable[Cell], options: argparse.Namespace) -> None:
+    """Trains what has no result yet, a first seed of everything before a second."""
+    jobs = [
+        [cell.job(seed, options.quick) for seed in options.seeds]
+        for cell in cells
+        if f"{cell.backbone}-{cell.dataset}".startswith(tuple(options.only))
+    ]
+    if jax.default_backend() == "cpu":
+        jobs = [[job] for group in zip(*jobs, strict=True) for job in group]
+    for group in jobs:
+        do(group, QUICK / "work" if options.quick else options.work)
+
+
+def table(cells: Iterable[Cell], quick: bool = False) -> list[list[str]]:
+    """Test and validation metrics beside AdamW's, and the paper's NDCG@10."""
+    rows = [["data", "", "seeds", *COLUMNS, "over AdamW", "the paper"]]
+    for cell in cells:
+        paper = "" if cell.paper is None else f"{cell.paper:.4f}"
+        found, title = cell.results(quick), DATASETS[cell.dataset]
+        if not found:
+            gaps = [""] * len(COLUMNS)
+            state = "diverged" if cell.diverged(quick) else "not run"
+            rows.append([title, cell.label, state, *gaps, "", paper])
+            continue
+        numbers = [spread(column(found, name)) for name in COLUMNS]
+        gain, plain = "", cell.plain(quick)
+        if plain and cell.recipe.optimizer.name != "adamw":
+            gain = change(column(plain, "NDCG@10"), column(found, "NDCG@10"))
+        rows.append([title, cell.label, str(len(found)), *numbers, gain, paper])
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    return rows
+
+
+def page(name: str, cells: Iterable[Cell]) -> str:
+    """Picture and table of what there is, and what is missing, in Markdown."""
+    head, *rows = table(cells)
+    done = [row for row in rows if row[2] != "not run"]
+    gaps: dict[str, list[str]] = {}
+    for title, label, state, *_ in rows:
+        if state == "not run":
+            gaps.setdefault(title, []).append(label)
+    parts = [f"![{name}](results/{name}.png)"] * (RESULTS / f"{name}.png").exists()
+    parts += [markdown([head, *done])] * bool(done)
+    if gaps:
+        missing = (f"{title} ({'; '.join(each)})" for title, each in gaps.items())
+        parts.append(f"Not run yet: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def improvement(cell: Cell, quick: bool = False) -> float | None:
+    """Over AdamW, the mean of all metrics; None if there is nothing to compare."""
+    found, plain = cell.results(quick), cell.plain(quick)
+    if not found or not plain:
+        return None
+    means = [
+        [sum(column(each, m).values()) / len(each) for m in PAPER_METRICS]
+        for each in (found, plain)
+    ]
+    return sum(a / b - 1 for a, b in zip(*means, strict=True)) / len(PAPER_METRICS)
+
+
+def main(
+    doc: str | None,
+    name: str,
+    cells: Sequence[Cell],
+    draw: Callable[[bool], Figure] | None = None,
+    *,
+    run_more: Callable[[argparse.Namespace], None] | None = None,
+) -> None:
+    """The command of a study: `run`, `table` and, where there is a picture, `draw`."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = ("run", "table") + ("draw",) * (draw is not None)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="BACKBONE-DATA that begin so"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a twentieth of the epochs"
+    )
+    parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    options = parser.parse_args()
+    if options.command == "run":
+        run(cells, options)
+        if run_more is not None:
+            run_more(options)
+    elif options.command == "table":
+        print((markdown if options.markdown else text)(table(cells, options.quick)))
+    elif draw is not None:
+        figure = draw(options.quick)
+        if options.quick:
+            note = f"quick: 1/{QUICK_SHARE} of the epochs"
+            figure.suptitle(note, color="#D55E00", fontsize=9)
+        folder = QUICK if options.quick else RESULTS
+        plots.save(figure, folder / f"{name}.png")
+        print("written to", folder / f"{name}.png")
+
+
+def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """The look of a panel."""
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def curve(axes: Axes, points: Mapping[int, float], index: int, label: str) -> None:
+    """The `index`-th curve of a panel; nothing where there is no point."""
+    if points:
+        axes.plot(
+            list(points),
+            list(points.values()),
+            plots.STYLES[index % len(plots.STYLES)],
+            marker="o" if len(points) <= 10 else None,
+            ms=4,
+            color=plots.COLOURS[index],
+            label=label,
+        )
+
+
+def legend(axes: Axes) -> None:
+    """The legend of a panel, or that there is nothing in it."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+
+
+def _value(recipe: Recipe, name: str) -> Any:
+    part, _, key = name.partition(".")
+    return getattr(getattr(recipe, part), key)
+
+
+def _describe(name: str, value: Any) -> str:
+    """A change in the name of a file."""
+    key = name.partition(".")[2]
+    if isinstance(value, bool):
+        return key if value else f"no-{key}"
+    return f"{key}{value:g}" if isinstance(value, int | float) else str(value)
