@@ -14,11 +14,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from sevo_jax.operators import AdjacencyLike, GraphOperator, keep_sharding, prepare
+from sevo_jax.operators import (
+    AdjacencyLike,
+    GraphOperator,
+    checked_table,
+    keep_sharding,
+    prepare,
+)
 
 __all__ = [
     "Effect",
@@ -317,15 +322,7 @@ def _checked(
     """The prepared graph, the table in the dtype to compute in, and its own dtype."""
     check_beta(beta)
     graph = prepare(adjacency)
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"the table must be floating point, got {x.dtype}")
-    if x.ndim < 2 or x.shape[-2] != graph.num_nodes:
-        raise ValueError(
-            f"the table has shape {x.shape}, its graph {graph.num_nodes} nodes: it "
-            f"must be [..., {graph.num_nodes}, d]"
-        )
-    return graph, x.astype(np.promote_types(x.dtype, np.float32)), x.dtype
+    return graph, *checked_table(x, graph.num_nodes)
 
 
 def _strength(beta: Any, dtype: jnp.dtype) -> Any:

@@ -1,5 +1,6 @@
 """Bad input: every error names what is wrong, its value and what to do about it."""
 
+import pathlib
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.sparse
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
 
 import sevo_jax as sevo
 
@@ -121,22 +122,32 @@ def test_scipy_index_out_of_range(consume, form, index):
 
 
 @pytest.mark.parametrize(
-    "other", [DENSE.tolist(), None, "item_graph.npz"], ids=["list", "none", "path"]
+    ("other", "remedy"),
+    [
+        (DENSE.tolist(), "numpy.array(graph)"),
+        (None, "scipy.sparse.coo_array"),
+        ("item_graph.npz", "sevo_jax.graphs.load(path)"),
+        (pathlib.Path("item_graph.npz"), "sevo_jax.graphs.load(path)"),
+    ],
+    ids=["list", "none", "text", "path"],
 )
-def test_no_graph(consume, other):
-    with raises(TypeError, "SciPy", type(other).__name__, "scipy.sparse.csr_array"):
+def test_no_graph(consume, other, remedy):
+    with raises(TypeError, "SciPy", type(other).__name__, remedy):
         consume(other)
 
 
-def test_batched_bcoo(consume):
-    graph = BCOO.fromdense(jnp.asarray(DENSE)[None], n_batch=1)
-    with raises(ValueError, "two-dimensional BCOO", "(1, 4, 4)", "n_batch=1"):
+@pytest.mark.parametrize("form", [BCOO, BCSR])
+def test_batched_matrix(consume, form):
+    graph = form.fromdense(jnp.asarray(DENSE)[None], n_batch=1)
+    name = f"two-dimensional {form.__name__}"
+    with raises(ValueError, name, "(1, 4, 4)", "n_batch=1"):
         consume(graph)
 
 
-def test_traced_bcoo(consume):
+@pytest.mark.parametrize("form", [BCOO.fromdense, BCSR.fromdense, jnp.asarray])
+def test_traced_matrix(consume, form):
     with raises(TypeError, "is traced", "sevo_jax.prepare(adjacency)", "outside jit"):
-        jax.jit(lambda graph: jax.tree.leaves(consume(graph)))(as_bcoo(DENSE))
+        jax.jit(lambda graph: jax.tree.leaves(consume(graph)))(form(jnp.asarray(DENSE)))
 
 
 def test_traced_bcoo_in_update(make):
@@ -166,7 +177,7 @@ def test_graph_in_a_mapping_is_named(make):
     graphs = {"good": GRAPH, ("bad", "worse"): scipy.sparse.csr_array(DENSE[:3])}
     with raises(ValueError, "('bad', 'worse')", "must be square", "(3, 4)"):
         make(graphs)
-    with raises(TypeError, "'bad'", "builtins.list", "csr_array"):
+    with raises(TypeError, "'bad'", "builtins.list", "numpy.array"):
         make({"bad": DENSE.tolist()})
 
 

@@ -9,7 +9,12 @@ from sevo_jax.operators._adjacency import (
     prepare,
     to_scipy,
 )
-from sevo_jax.operators._operator import CSROperator, GraphOperator, keep_sharding
+from sevo_jax.operators._operator import (
+    CSROperator,
+    GraphOperator,
+    checked_table,
+    keep_sharding,
+)
 from sevo_jax.operators._sharded import ShardedGraphOperator, shard_rows
 
 __all__ = [
@@ -20,6 +25,7 @@ __all__ = [
     "as_csr",
     "bcoo_from_scipy",
     "canonical",
+    "checked_table",
     "in_float32",
     "keep_sharding",
     "prepare",

@@ -17,6 +17,7 @@ import scipy.sparse.linalg
 from jax.core import Tracer
 from jax.experimental.sparse import BCOO
 
+from sevo_jax import _checks
 from sevo_jax.operators._operator import CSROperator, GraphOperator
 
 AdjacencyLike: TypeAlias = (
@@ -33,17 +34,20 @@ _TRACED = (
     "the GraphOperator it returns as the argument"
 )
 
-# What others have, by the name of its package, and how it becomes a graph here.
+# How what others have becomes a graph here, by the name of its package or type.
 _ELSEWHERE = {
     "networkx": "networkx.to_scipy_sparse_array(graph, nodelist=range(num_nodes))",
-    "pandas": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
-    "polars": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
-    "torch": "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n))",
+    "list": "numpy.array(graph) of the whole matrix",
+    "pathlib": "sevo_jax.graphs.load(path)",
+    "str": "sevo_jax.graphs.load(path)",
 }
+_EDGES = "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n)) of its edges"
 
 # Weights outside these bounds would leave the range of float64 on the way.
 _SMALLEST, _LARGEST = 1e-150, 1e150
 
+# The indices of an operator are int32.
+_MOST = 2**31 - 2
 
 # Entries that are worked on at once, where all would need as much memory again.
 _BLOCK = 2**20
@@ -60,7 +64,7 @@ def bcoo_from_scipy(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> BCO
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64
     indices = memory[begin : begin + size].view(np.int32).reshape(csr.nnz, 2)
-    indices[:, 0] = _rows(csr)
+    indices[:, 0] = rows_of(csr)
     indices[:, 1] = csr.indices
     return BCOO(
         # A copy: the memory may be the caller's, or a file's.
@@ -98,7 +102,7 @@ def in_float32(csr: Any) -> Any:
     return scipy.sparse.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
 
 
-def _rows(csr: Any) -> np.ndarray:
+def rows_of(csr: Any) -> np.ndarray:
     """The row of each entry, int32."""
     return np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
 
@@ -118,6 +122,8 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
 
     What can be shared with the argument is, and must not be written to.
     """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(adjacency)):
+        raise TypeError(_TRACED)
     if isinstance(adjacency, CSROperator):
         shape = (adjacency.num_nodes, adjacency.num_nodes)
         parts = (adjacency.weights, adjacency.columns, adjacency.row_starts)
@@ -129,15 +135,7 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
             f"{adjacency!r} is split over devices: give the graph it was made from"
         )
     if isinstance(adjacency, BCOO):
-        if isinstance(adjacency.data, Tracer):
-            raise TypeError(_TRACED)
-        if adjacency.n_batch or adjacency.n_dense or adjacency.ndim != 2:
-            raise ValueError(
-                "the adjacency must be a plain two-dimensional BCOO, got shape "
-                f"{adjacency.shape} with n_batch={adjacency.n_batch} and "
-                f"n_dense={adjacency.n_dense}"
-            )
-        _check_square(adjacency.shape)
+        _check_plain(adjacency)
         data, indices = np.asarray(adjacency.data), np.asarray(adjacency.indices)
         data = _real(data)
         # BCOO marks unused slots by an index past the end with weight 0.
@@ -152,13 +150,12 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
             data, indices = data[~outside], indices[~outside]
         return _csr_of_pairs(data, indices, adjacency.shape)
     if type(adjacency).__name__ == "BCSR":
+        _check_plain(adjacency)
         parts = (adjacency.data, adjacency.indices, adjacency.indptr)
         adjacency = scipy.sparse.csr_array(
             tuple(np.asarray(part) for part in parts), shape=adjacency.shape
         )
     elif isinstance(adjacency, np.ndarray | jax.Array):
-        if isinstance(adjacency, Tracer):
-            raise TypeError(_TRACED)
         _check_square(adjacency.shape)
         adjacency = scipy.sparse.csr_array(_real(np.asarray(adjacency)))
     if scipy.sparse.issparse(adjacency):
@@ -184,12 +181,12 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
         csr: Any = scipy.sparse.csr_array(matrix)
         csr.data = _real(csr.data)
         return csr
-    package = type(adjacency).__module__.partition(".")[0]
+    kind = type(adjacency)
+    package = kind.__module__.partition(".")[0]
+    remedy = _ELSEWHERE.get(package) or _ELSEWHERE.get(kind.__name__, _EDGES)
     raise TypeError(
         "a graph is a sparse matrix of SciPy or JAX, a square array or a "
-        f"GraphOperator, got {type(adjacency).__module__}."
-        f"{type(adjacency).__qualname__}: give "
-        f"{_ELSEWHERE.get(package, 'scipy.sparse.csr_array(graph)')}"
+        f"GraphOperator, got {kind.__module__}.{kind.__qualname__}: give {remedy}"
     )
 
 
@@ -218,6 +215,17 @@ def _csr_of_pairs(data: np.ndarray, indices: np.ndarray, shape: tuple) -> Any:
     row_starts = np.searchsorted(rows, np.arange(shape[0] + 1))
     parts = (data, columns.astype(kind), row_starts.astype(kind))
     return scipy.sparse.csr_array(parts, shape=shape)
+
+
+def _check_plain(matrix: Any) -> None:
+    """Refuses a matrix of JAX that has dimensions beside its rows and columns."""
+    if matrix.n_batch or matrix.n_dense:
+        raise ValueError(
+            f"the adjacency must be a plain two-dimensional {type(matrix).__name__}, "
+            f"got shape {matrix.shape} with n_batch={matrix.n_batch} and "
+            f"n_dense={matrix.n_dense}"
+        )
+    _check_square(matrix.shape)
 
 
 def _check_square(shape: tuple[int, ...]) -> None:
@@ -339,7 +347,7 @@ def prepare(
       TypeError: if ``adjacency`` is no sparse matrix or is traced.
       ValueError: if it is not square, not symmetric, has no edges, an index out of
         range, or a negative or non-finite weight; or if ``normalize=False`` and the
-        spectral radius is above 1, or there are more entries than ``capacity``.
+        spectral radius is above 1; or ``capacity`` is below the number of entries.
 
     Examples:
       >>> import scipy.sparse
@@ -360,12 +368,12 @@ def prepare(
         csr = csr.copy()
         csr.eliminate_zeros()
     _check_weights(csr)
-    if max(csr.nnz, csr.shape[0]) >= 2**31 - 1:
+    if max(csr.nnz, csr.shape[0]) > _MOST:
         raise ValueError(
             f"the graph has {csr.nnz} entries and {csr.shape[0]} nodes; indices are "
-            "int32, so both must stay below 2**31 - 1: split the graph"
+            f"int32, so both must be at most {_MOST}: split the graph"
         )
-    rows = _rows(csr)
+    rows = rows_of(csr)
     if normalize:
         weights = _normalized(csr, rows)
     else:
@@ -373,11 +381,13 @@ def prepare(
         weights = csr.data
     columns = csr.indices
     if capacity is not None:
+        _checks.require(
+            isinstance(capacity, int | np.integer) and csr.nnz <= capacity <= _MOST,
+            "capacity",
+            capacity,
+            f"an integer from {csr.nnz}, the graph's number of entries, to {_MOST}",
+        )
         empty = (0, capacity - csr.nnz)
-        if empty[1] < 0:
-            raise ValueError(
-                f"the graph has {csr.nnz} entries, more than the capacity of {capacity}"
-            )
         weights, columns = np.pad(weights, empty), np.pad(columns, empty)
         # Out of range: what fills up is dropped, not added to a row.
         rows = np.pad(rows, empty, constant_values=csr.shape[0])

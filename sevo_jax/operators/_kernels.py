@@ -6,6 +6,7 @@ type of graphs at the public border.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -89,11 +90,12 @@ def _csr_product(weights, columns, row_starts, x):
 
 def _side_by_side(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """The product of each of the tables ``[..., n, d]``, taken as one wide table."""
-    n, d = x.shape[-2:]
-    wide = jnp.moveaxis(x.reshape(-1, n, d), 0, 1).reshape(n, -1)
+    *tables, n, d = x.shape
+    count = math.prod(tables)
+    wide = jnp.moveaxis(x.reshape(count, n, d), 0, 1).reshape(n, count * d)
     products = product(wide)
-    narrow = products.reshape(len(products), -1, d)
-    return jnp.moveaxis(narrow, 1, 0).reshape(*x.shape[:-2], len(products), d)
+    narrow = products.reshape(len(products), count, d)
+    return jnp.moveaxis(narrow, 1, 0).reshape(*tables, len(products), d)
 
 
 def _table_sharding(mesh, table) -> NamedSharding:

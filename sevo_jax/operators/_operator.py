@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
@@ -57,28 +58,34 @@ class GraphOperator(abc.ABC):
         A table sharded over its columns needs no communication.
 
         Args:
-          x: float32 or float64, which the product is computed in.
+          x: floating point. bfloat16 and float16 are computed in float32.
+
+        Returns:
+          The products, shape and dtype of ``x``.
 
         Raises:
-          TypeError: if ``x`` is of another dtype.
+          TypeError: if ``x`` is not floating point.
           ValueError: if a table does not have a row for each node.
         """
-        x = jnp.asarray(x)
-        if x.dtype not in ("float32", "float64"):
-            raise TypeError(
-                f"the table is {x.dtype}: the product is computed in float32 or "
-                "float64, convert it"
-            )
-        if x.ndim < 2 or x.shape[-2] != self.num_nodes:
-            raise ValueError(
-                f"the table has shape {x.shape}, its graph {self.num_nodes} nodes: it "
-                f"must be [..., {self.num_nodes}, d]"
-            )
-        return keep_sharding(_symmetric_product, self, x)
+        table, dtype = checked_table(x, self.num_nodes)
+        return keep_sharding(_symmetric_product, self, table).astype(dtype)
 
     @abc.abstractmethod
     def _apply(self, x: jax.Array) -> jax.Array:
         """The product with ``x``, without the rules for sharding and gradients."""
+
+
+def checked_table(x: Any, num_nodes: int) -> tuple[jax.Array, jnp.dtype]:
+    """The tables of a graph in the dtype to compute in, and their own dtype."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"the table must be floating point, got {x.dtype}")
+    if x.ndim < 2 or x.shape[-2] != num_nodes:
+        raise ValueError(
+            f"the table has shape {x.shape}, its graph {num_nodes} nodes: it must be "
+            f"[..., {num_nodes}, d]"
+        )
+    return x.astype(np.promote_types(x.dtype, np.float32)), x.dtype
 
 
 @functools.partial(

@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sevo_jax.operators import _kernels
-from sevo_jax.operators._adjacency import AdjacencyLike, prepare
-from sevo_jax.operators._operator import CSROperator, GraphOperator
+from sevo_jax.operators._adjacency import AdjacencyLike, as_csr, prepare, rows_of
+from sevo_jax.operators._operator import GraphOperator
 
 
 @functools.partial(
@@ -73,6 +73,8 @@ class ShardedGraphOperator(GraphOperator):
         return (blocks - 1) * width
 
     def _apply(self, x: jax.Array) -> jax.Array:
+        if x.ndim > 2:
+            return jax.vmap(self._apply)(x)
         # Inside auto_axes the mesh has other axis types than the one of the tables.
         context = jax.sharding.get_abstract_mesh()
         mesh = self.sharding.mesh if context.empty else context
@@ -118,7 +120,7 @@ def _block_product(graph: ShardedGraphOperator, x: jax.Array) -> jax.Array:
     )
     axis = graph.sharding.spec[0]
     received = jax.lax.all_to_all(x[sends], axis, 0, 0, tiled=True)
-    table = jnp.concatenate([x, received.reshape(-1, x.shape[1])])
+    table = jnp.concatenate([x, jax.lax.collapse(received, 0, 2)])
     return _kernels.csr_product(weights, columns, row_starts, rows, table)
 
 
@@ -182,7 +184,6 @@ def shard_rows(
     if isinstance(adjacency, ShardedGraphOperator):
         raise TypeError(f"{adjacency} is split already: give the graph it was made of")
     graph = prepare(adjacency)
-    assert isinstance(graph, CSROperator)
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
     by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
@@ -199,11 +200,11 @@ def shard_rows(
     )
 
 
-def _split(graph: CSROperator, num_blocks: int) -> dict[str, np.ndarray]:
+def _split(graph: GraphOperator, num_blocks: int) -> dict[str, np.ndarray]:
     """The arrays of a :class:`ShardedGraphOperator`, on the host."""
     size = -(-graph.num_nodes // num_blocks)
-    weights, rows = np.asarray(graph.weights), np.asarray(graph.rows)
-    columns = np.asarray(graph.columns, np.int64)
+    csr = as_csr(graph)
+    weights, rows, columns = csr.data, rows_of(csr), csr.indices.astype(np.int64)
     block, source = rows // size, columns // size
 
     # Every row of the table that a block receives, by block, then source, then row.

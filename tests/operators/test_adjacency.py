@@ -328,11 +328,11 @@ def test_a_graph_is_taken_as_people_have_it(form):
     np.testing.assert_array_equal(entries(graph), [[0, 1], [1, 0]])
 
 
-@pytest.mark.parametrize("package", ["networkx", "pandas", "torch", "somewhere"])
+@pytest.mark.parametrize("package", ["networkx", "pandas", "torch"])
 def test_other_types_are_told_how(package):
     kind = type("Graph", (), {"__module__": f"{package}.core"})
-    remedy = {"networkx": "to_scipy_sparse_array", "somewhere": "csr_array"}
-    message = f"got {package}.core.Graph: give .*{remedy.get(package, 'coo_array')}"
+    remedy = {"networkx": "to_scipy_sparse_array"}.get(package, "coo_array")
+    message = f"got {package}.core.Graph: give .*{remedy}"
     with pytest.raises(TypeError, match=message):
         prepare(kind())
 
@@ -433,9 +433,20 @@ def test_graphs_of_one_capacity_share_a_program(random_graph, rng):
     assert len(traces) == 1
 
 
-def test_a_capacity_that_is_too_small_is_refused(random_graph):
+@pytest.mark.parametrize("capacity", [-1, 1, 2**31, 90.0])
+def test_a_capacity_that_does_not_fit_is_refused(capacity: Any, random_graph):
     adjacency = scipy.sparse.csr_array(random_graph(0, 9))
-    with pytest.raises(ValueError, match=f"{adjacency.nnz} entries.*capacity of 1"):
-        prepare(adjacency, capacity=1)
+    message = f"capacity is {capacity!r}: it must be an integer from {adjacency.nnz}"
+    with pytest.raises(ValueError, match=message):
+        prepare(adjacency, capacity=capacity)
+
+
+def test_a_prepared_graph_has_its_capacity(random_graph):
+    adjacency = scipy.sparse.csr_array(random_graph(0, 9))
+    roomy = prepare(adjacency, capacity=90)
+    assert prepare(roomy) is prepare(roomy, capacity=90) is roomy
+    np.testing.assert_array_equal(
+        operators.to_scipy(roomy).toarray(), entries(prepare(adjacency))
+    )
     with pytest.raises(ValueError, match="prepared already"):
         prepare(prepare(adjacency), capacity=90)

@@ -133,6 +133,39 @@ def test_vmap_over_tables(random_graph, oracle, rng, dtype):
     check(last, np.moveaxis(expected, 0, 2), dtype)
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 5), (2, 3, 6, 1), (0, 6, 5), (2, 6, 0)])
+def test_several_tables(shape, random_graph, oracle, rng, dtype):
+    dense = random_graph(0, 6, isolated=(0, 5))
+    graph, a = prepare(scipy.sparse.csr_array(dense)), oracle.normalised(dense)
+    x = tables(rng, dtype, *shape)
+    for product in (matmul, jax.jit(matmul)):
+        found = product(graph, jnp.asarray(x))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, a @ x, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda t: matmul(graph, t).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(gradient, a @ np.ones(shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+def test_low_precision_is_computed_in_float32(low, random_graph, rng):
+    graph = prepare(scipy.sparse.csr_array(random_graph(0, 50)))
+    x = jnp.asarray(rng.normal(size=(50, 3)), low)
+    product = matmul(graph, x)
+    assert product.dtype == low
+    expected = matmul(graph, x.astype(jnp.float32)).astype(low)
+    np.testing.assert_array_equal(product, expected)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
+def test_what_is_no_table(dtype, random_graph):
+    graph = prepare(scipy.sparse.csr_array(random_graph(0, 6)))
+    with pytest.raises(TypeError, match=f"must be floating point, got {dtype}"):
+        matmul(graph, jnp.ones((6, 2), dtype))
+    for shape in ((6,), (5, 2), (2, 6)):
+        with pytest.raises(ValueError, match=r"its graph 6 nodes.*\[\.\.\., 6, d\]"):
+            matmul(graph, jnp.ones(shape))
+
+
 def test_vmap_over_graphs_and_over_both(random_graph, oracle, rng, dtype):
     graphs = [random_graph(seed, 6, density=1.0) for seed in range(3)]
     batch = stacked(*(prepare(scipy.sparse.csr_array(a)) for a in graphs))

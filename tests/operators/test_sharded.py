@@ -290,6 +290,37 @@ def test_vmap_over_seeds(dense, oracle, mesh):
         np.testing.assert_allclose(result[seed], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [45, NUM_NODES])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_several_tables(axis_type, n, random_graph, oracle):
+    """By a leading axis, [seeds, n, d], inside of jit and outside, with a gradient."""
+    dense, mesh = random_graph(1, n, density=0.2), make_mesh(axis_type)
+    graph = split(dense, mesh, P("columns"))
+    tables = np.random.default_rng(0).normal(size=(2, 3, n, WIDTH))
+    # JAX places no rows that do not divide among the devices.
+    place_of_rows = "columns" if n == NUM_NODES else None
+    x = place(mesh, P(None, None, place_of_rows), tables.astype(np.float32))
+    normalised = oracle.normalised(dense)
+    for product in (matmul, jax.jit(matmul)):
+        np.testing.assert_allclose(
+            product(graph, x), normalised @ tables, rtol=1e-5, atol=1e-6
+        )
+    gradient = jax.jit(jax.grad(lambda x: (matmul(graph, x) ** 2).sum() / 2))(x)
+    expected = normalised @ (normalised @ tables)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_room_for_more_edges_is_left_out(dense, mesh):
+    sharding = NamedSharding(mesh, P("rows"))
+    adjacency = scipy.sparse.csr_array(dense)
+    roomy = sevo.prepare(adjacency, capacity=2 * adjacency.nnz)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sevo.shard_rows(roomy, sharding),
+        sevo.shard_rows(adjacency, sharding),
+    )
+
+
 @pytest.mark.parametrize("n", [45, 3])
 def test_number_of_nodes_that_does_not_divide(n, random_graph, oracle, mesh):
     """The last block, or several, are partly or wholly made of rows without edges."""
@@ -447,6 +478,8 @@ def test_errors(dense, mesh):
     operator = split(dense, mesh, P("rows"))
     with pytest.raises(TypeError, match="is split already"):
         shard_rows(operator, NamedSharding(mesh, P("rows")))
+    with pytest.raises(TypeError, match="the adjacency is traced"):
+        jax.jit(lambda g: shard_rows(g, operator.sharding).weights)(sevo.prepare(graph))
     with pytest.raises(ValueError, match=r"shape \(50, 16\), its graph 48 nodes"):
         psi(operator, jnp.ones((50, WIDTH)))
     with pytest.raises(ValueError, match="item has 50 rows .* its graph has 48 nodes"):
