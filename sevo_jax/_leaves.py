@@ -141,6 +141,18 @@ def find_tables(
     return tables
 
 
+def is_named(path: Any, names: Iterable[str]) -> bool:
+    """Whether a leaf lies below one of the names, wherever its tree hangs.
+
+    For what holds parameters among other things, as the state of a training does.
+
+    Args:
+      path: of the leaf, a tuple of keys as JAX gives it.
+      names: for example :attr:`Table.paths`.
+    """
+    return any(_matches(name, _joined(path)) for name in names)
+
+
 def check_row_axis(row_axis: RowAxis) -> None:
     """Refuses an axis that is traced, or none of a table's two."""
     for axis in row_axis.values() if isinstance(row_axis, Mapping) else (row_axis,):
@@ -202,8 +214,7 @@ class _Leaves:
         self.paths: list[str] = []
         self.hidden: list[str] = []
         for path, leaf in pairs:
-            path = jax.tree_util.keystr(path, simple=True, separator="/")
-            (self.hidden if _is_hidden(leaf) else self.paths).append(path)
+            (self.hidden if _is_hidden(leaf) else self.paths).append(_joined(path))
 
     def say(self, position: int) -> str:
         return self.paths[position] or "the only leaf"
@@ -273,6 +284,10 @@ class _Leaves:
 
 def _is_hidden(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _joined(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _matches(name: str, path: str) -> bool:

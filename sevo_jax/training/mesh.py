@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sevo_jax._leaves import is_named
+
 
 def make_mesh(data: int = 1, width: int = 1) -> Mesh:
     """The first `data * width` devices, by the axes `data` and `width`.
@@ -65,14 +67,14 @@ def split_tables(mesh: Mesh, tree: Any, tables: Collection[str]) -> Any:
     Args:
       mesh: made by `make_mesh`.
       tree: a pytree of arrays.
-      tables: names of tables `[n, width]`; a leaf below such a name is split by its
-        columns where that fits, every other one is on all devices.
+      tables: names or paths of tables `[..., n, width]`; a leaf below one of them is
+        split by its columns where that fits, every other one is on all devices.
     """
 
     def put(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = {str(getattr(key, "key", getattr(key, "name", ""))) for key in path}
-        is_table = leaf.ndim == 2 and not names.isdisjoint(tables)
-        return _put(leaf, mesh, P(None, "width") if is_table else P())
+        is_table = leaf.ndim >= 2 and is_named(path, tables)
+        spec = [None] * (leaf.ndim - 1) + ["width"] if is_table else []
+        return _put(leaf, mesh, P(*spec))
 
     return jax.tree_util.tree_map_with_path(put, tree)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 import sevo_jax as sevo
 from sevo_jax import GraphOperator
 from sevo_jax._leaves import Graphs as GraphsOfTables
-from sevo_jax._leaves import LeafName, prepare_graphs
+from sevo_jax._leaves import LeafName, prepare_graphs, tables_of
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, describe
 from sevo_jax.graphs import kinds
@@ -117,7 +117,8 @@ class Trainer:
         }
         self.optimizer = self._make_optimizer(optimizer)
         model = self.new_model(0)
-        graphdef, _, model_graphs, _ = split_model(model)
+        graphdef, params, model_graphs, _ = split_model(model)
+        self.tables = tables_of(params, self.smoothing)
         self.program = Program(graphdef, self.optimizer.update)
         self.graphs = Graphs(self.smoothing, model_graphs)
         self._given: dict[str, Any] = {}
@@ -345,7 +346,8 @@ class Trainer:
 
     def place(self, tree: Any) -> Any:
         """Puts parameters, or what is shaped like them, on the devices of the run."""
-        return split_tables(self.mesh, tree, _names(self.smoothing))
+        paths = [path for table in self.tables for path in table.paths]
+        return split_tables(self.mesh, tree, paths)
 
     def measure(self, model: Recommender) -> dict[str, Any]:
         """What an evaluation measures: an entry of `RunResult.history`, in part."""
@@ -479,13 +481,19 @@ class Trainer:
         run.save()
 
     def _smoothness(self, model: Any) -> dict[str, float | None]:
-        if not self.smoothing:
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        measured = [
+            _smoothness_and_norm(graph, rows)
+            for graph, rows in (
+                (self.smoothing[table.key], table.stack(leaves))
+                for table in self.tables
+            )
+            # An optimizer that is given may smooth along another axis.
+            if rows.shape[-2] == graph.num_nodes
+        ]
+        if not measured:
             return {"smoothness": None, "relative_smoothness": None}
-        sums = np.zeros(2)
-        for key, graph in self.smoothing.items():
-            tables = [getattr(model, name)[...] for name in _names([key])]
-            sums += np.asarray(_smoothness_and_norm(graph, tables))
-        smoothness, norm = sums.tolist()
+        smoothness, norm = np.sum(measured, axis=0).tolist()
         # A table of zeros has no shape that could be smooth.
         relative = smoothness / norm if norm else None
         return {"smoothness": smoothness, "relative_smoothness": relative}
@@ -530,14 +538,6 @@ def train(
     )
 
 
-def _names(keys: Iterable[str | tuple[str, ...]]) -> list[str]:
-    """The leaves that keys of a mapping of graphs name, joint tables taken apart."""
-    return [
-        name for key in keys for name in (key if isinstance(key, tuple) else (key,))
-    ]
-
-
 @jax.jit
-def _smoothness_and_norm(graph: Any, tables: list[Float[Array, "_ d"]]):
-    table = jnp.concatenate(tables)
+def _smoothness_and_norm(graph: Any, table: Float[Array, "*_ n d"]):
     return sevo.smoothing.smoothness(graph, table), jnp.sum(jnp.square(table))

@@ -3,11 +3,14 @@ import json
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+import sevo_jax as sevo
+from sevo_jax._leaves import names_in
 from sevo_jax.evaluation import Evaluator
 from sevo_jax.training import Trainer
 from sevo_jax.training.epoch import train_epoch
@@ -96,6 +99,54 @@ def test_what_does_not_split_is_on_every_device():
     assert placed["dense"].sharding.spec == P()
     narrow = split_tables(mesh, {"table": np.zeros((5, 3))}, ["table"])
     assert narrow["table"].sharding.spec == P()
+
+
+@pytest.mark.parametrize(
+    "graphs",
+    [
+        {"item_embedding/value": 61, "contract/kernel": 16},
+        {("contract/kernel", "item_embedding"): 77},
+    ],
+    ids=["two", "joint"],
+)
+def test_tables_are_the_leaves_that_the_optimizer_smooths(short, tiny_split, graphs):
+    """Names of several components, and joint ones, are split and measured too."""
+    recipe = dataclasses.replace(short, epochs=1)
+    graphs = {
+        key: sevo.graphs.cooccurrence([np.arange(n)], num_items=n)
+        for key, n in graphs.items()
+    }
+    trainer = Trainer(recipe, tiny_split, graphs=graphs, mesh=make_mesh(1, 2))
+    state = trainer.start(0)
+    split = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.sharding.spec == P(None, "width")
+    }
+    tables = "item_embedding/value", "blocks/0/contract/kernel/value"
+    assert len(split) == 6
+    assert all(
+        sum(path.endswith(f"/{table}") for path in split) == 3 for table in tables
+    )
+
+    measured = trainer.measure(trainer.model(state))
+    params = trainer.new_model(0)
+    rows = {
+        "item_embedding": params.item_embedding[...],
+        "contract/kernel": params.blocks[0].contract.kernel[...],
+    }
+    expected = sum(
+        float(
+            sevo.smoothing.smoothness(
+                graph,
+                jnp.concatenate(
+                    [rows[name.removesuffix("/value")] for name in names_in(key)]
+                ),
+            )
+        )
+        for key, graph in graphs.items()
+    )
+    np.testing.assert_allclose(measured["smoothness"], expected, rtol=1e-5)
 
 
 def test_a_mesh_that_cannot_be_is_refused():
