@@ -122,7 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--once", choices=NAMES, help="print the peak memory of one")
+    parser.add_argument(
+        "--once", choices=NAMES, metavar="CANDIDATE", help="print its peak memory"
+    )
     once = parser.parse_args().once
     split = load("beauty")
     if once:

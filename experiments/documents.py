@@ -55,7 +55,12 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """A document with its tables as the results have them."""
+    """A document with its tables as the results have them.
+
+    Raises:
+      KeyError: if there is no part of a name.
+      ValueError: if a part does not end.
+    """
 
     def part(match: re.Match[str]) -> str:
         begin, name, end = match["begin"], match["name"], match["end"]
@@ -65,7 +70,10 @@ def filled(text: str) -> str:
         r"(?P<begin><!-- begin (?P<name>\S+) -->)\n.*?"
         r"(?P<end><!-- end (?P=name) -->)"
     )
-    return re.sub(pattern, part, text, flags=re.DOTALL)
+    filled, count = re.subn(pattern, part, text, flags=re.DOTALL)
+    if count != text.count("<!-- begin "):
+        raise ValueError("a part that begins does not end")
+    return filled
 
 
 def main() -> None:

@@ -129,6 +129,12 @@ def test_what_another_process_is_at_is_left_alone(tiny):
     assert job.result() is None
 
 
+def test_no_script_patches_the_library():
+    for path in FOLDER.glob("*.py"):
+        text = path.read_text()
+        assert "mock" not in text and "setattr(" not in text, path
+
+
 def test_missing_data_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(paper, "DATA", tmp_path)
     with pytest.raises(SystemExit, match="tools.txt: no such file, set SEVO_DATA"):
@@ -190,6 +196,11 @@ def test_an_unknown_part_is_named():
     text = "<!-- begin nothing -->\n<!-- end nothing -->"
     with pytest.raises(KeyError, match="nothing"):
         documents.filled(text)
+
+
+def test_a_part_without_an_end_is_an_error():
+    with pytest.raises(ValueError, match="a part that begins does not end"):
+        documents.filled("<!-- begin table3 -->\n<!-- end table4 -->")
 
 
 def test_the_averages_are_those_of_the_paper():
