@@ -205,9 +205,12 @@ def check_loading(trainer: Trainer) -> None:
         output = Path(folder, "run")
         result = trainer.run(seed=_SEED, output=output, progress=False)
         loaded = load(output)
-    for part, expected in (("valid", result.valid), ("test", result.test)):
-        found = Evaluator(loaded.model, trainer.split, part)(loaded.model)
-        assert found == expected, f"the loaded model's {part} metrics are {found}"
+    for measured, evaluator in (
+        (result.valid, Evaluator(loaded.model, trainer.split, "valid")),
+        (result.test, Evaluator(loaded.model, trainer.split, "test")),
+    ):
+        found = evaluator(loaded.model)
+        assert found == measured, f"the loaded model's metrics are {found}"
 
 
 CHECKS: tuple[Callable[[Trainer], None], ...] = (

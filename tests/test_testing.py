@@ -136,7 +136,7 @@ def test_variables_are_of_three_kinds(split, monkeypatch):
     trainer = testing.make_trainer("newcomer", split)
     _, params, graphs, carried = split_model(trainer.new_model(0))
     paths = [
-        {"/".join(path) for path, _ in nnx.to_flat_state(state)}
+        {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
         for state in (params, graphs, carried)
     ]
     assert paths == [

@@ -604,13 +604,13 @@ def test_a_window_comes_to_the_same(num_layers, options, x64, rng):
     graph = sevo.graphs.cooccurrence([rng.integers(0, 20, 8) for _ in range(9)], 20)
     params = {"table": jnp.zeros((20, 3)), "bias": jnp.zeros(2)}
     options = {"beta": 0.7, "num_layers": num_layers, **options}
-    at_once = sevo.scale_by_sevo({"table": graph}, **options)
-    in_windows = sevo.scale_by_sevo({"table": graph}, every=4, **options)
-    states = at_once.init(params), in_windows.init(params)
+    at_once = scale_by_sevo({"table": graph}, **options)
+    in_windows = scale_by_sevo({"table": graph}, every=4, **options)
+    states: Any = at_once.init(params), in_windows.init(params)
     total = np.zeros((2, 20, 3))
     for step in range(12):
         updates = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
-        results = [
+        results: Any = [
             tx.update(updates, state)
             for tx, state in zip((at_once, in_windows), states, strict=True)
         ]
@@ -628,7 +628,7 @@ def test_a_window_comes_to_the_same(num_layers, options, x64, rng):
 
 def test_several_runs_under_one_vmap_branch_as_one():
     graph = sevo.graphs.cooccurrence([[0, 1, 2, 3]], num_items=4)
-    tx = sevo.scale_by_sevo({"table": graph}, every=2)
+    tx = scale_by_sevo({"table": graph}, every=2)
     state = tx.init({"table": jnp.ones((4, 2))})
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
     # One run is a step ahead of the other: neither is propagated too soon.
@@ -656,7 +656,7 @@ def test_a_state_of_every_step_is_refused_by_windows():
     updates = {"table": jnp.ones((4, 2))}
     state = sevo.scale_by_sevo({"table": graph}).init(updates)
     with pytest.raises(ValueError, match="no pending updates, but every is 3"):
-        sevo.scale_by_sevo({"table": graph}, every=3).update(updates, state)
+        scale_by_sevo({"table": graph}, every=3).update(updates, state)
 
 
 @pytest.mark.parametrize("every, error", [(0, ValueError), (1.5, TypeError)])

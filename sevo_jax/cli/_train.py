@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -101,7 +101,8 @@ def train(args: Sequence[str]) -> None:
     title = f"{recipe.model}-{split.log.name}-{recipe.optimizer.name}"
     output = options.output or Path("runs", f"{title}-seed{options.seed}")
     if options.distributed is not None:
-        connect(*(() if options.distributed == "auto" else options.distributed))
+        known: Any = () if options.distributed == "auto" else options.distributed
+        connect(*known)
         values = {name: getattr(options, name) for name in ("seed", "mesh", "resume")}
         check_processes(
             {

@@ -330,7 +330,9 @@ def _groups(
     """
     lengths, inverse = np.unique(sequences.lengths, return_inverse=True)
     zeros = np.zeros(lengths.max(initial=0), np.int32)
-    probes = [Sequences.from_lengths(zeros[:length], [length]) for length in lengths]
+    probes = [
+        Sequences.from_lengths(zeros[:size], np.array([size])) for size in lengths
+    ]
     widths = [model.inputs(probe, users[:1]).shape[1] for probe in probes]
     widths = np.array(widths)[inverse]
     group = np.zeros(len(sequences), bool)

@@ -142,9 +142,10 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("this is a single array, not an archive of save()")
+    members: Any = archive.zip
     for name in ("format", "version"):
         # Before it is read: a few bytes of a damaged file may unfold to gigabytes.
-        if name in archive and archive.zip.getinfo(f"{name}.npy").file_size > 2**12:
+        if name in archive and members.getinfo(f"{name}.npy").file_size > 2**12:
             raise ValueError(f"its {name} is not what save() writes")
     if "format" not in archive or str(archive["format"]) != _FORMAT:
         raise ValueError(f"not written by save(): it holds {sorted(archive.files)}")

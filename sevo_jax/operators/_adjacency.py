@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,10 @@ from jax.experimental.sparse import BCOO
 from sevo_jax import _checks
 from sevo_jax.operators._operator import CSROperator, GraphOperator
 
-AdjacencyLike: TypeAlias = (
-    BCOO
-    | scipy.sparse.sparray
-    | scipy.sparse.spmatrix
-    | np.ndarray
-    | jax.Array
-    | GraphOperator
+Adjacency: TypeAlias = (
+    BCOO | scipy.sparse.sparray | scipy.sparse.spmatrix | np.ndarray | jax.Array
 )
+AdjacencyLike: TypeAlias = Adjacency | GraphOperator
 
 _TRACED = (
     "the adjacency is traced: call sevo_jax.prepare(adjacency) outside jit and pass "
@@ -150,10 +146,11 @@ def as_csr(adjacency: AdjacencyLike) -> Any:
             data, indices = data[~outside], indices[~outside]
         return _csr_of_pairs(data, indices, adjacency.shape)
     if type(adjacency).__name__ == "BCSR":
-        _check_plain(adjacency)
-        parts = (adjacency.data, adjacency.indices, adjacency.indptr)
+        bcsr: Any = adjacency
+        _check_plain(bcsr)
+        parts = (bcsr.data, bcsr.indices, bcsr.indptr)
         adjacency = scipy.sparse.csr_array(
-            tuple(np.asarray(part) for part in parts), shape=adjacency.shape
+            tuple(np.asarray(part) for part in parts), shape=bcsr.shape
         )
     elif isinstance(adjacency, np.ndarray | jax.Array):
         _check_square(adjacency.shape)
@@ -320,6 +317,14 @@ def _check_spectral_radius(csr: Any) -> None:
         )
 
 
+@overload
+def prepare(
+    adjacency: Adjacency, *, normalize: bool = True, capacity: int | None = None
+) -> CSROperator: ...
+@overload
+def prepare(
+    adjacency: AdjacencyLike, *, normalize: bool = True, capacity: int | None = None
+) -> GraphOperator: ...
 def prepare(
     adjacency: AdjacencyLike, *, normalize: bool = True, capacity: int | None = None
 ) -> GraphOperator:

@@ -56,7 +56,8 @@ class Graphs(NamedTuple):
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, Any, nnx.State]:
     """Takes a model apart: structure, parameters, graphs and carried variables."""
-    return nnx.split(model, nnx.Param, GraphVariable, ...)
+    graphdef, params, graphs, carried = nnx.split(model, nnx.Param, GraphVariable, ...)
+    return graphdef, params, graphs, carried
 
 
 def _train_epoch(

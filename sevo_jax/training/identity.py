@@ -96,7 +96,7 @@ def machine(mesh: Mesh) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "device": mesh.devices.flat[0].device_kind,
         "mesh": " x ".join(map(str, mesh.devices.shape)),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

@@ -43,7 +43,7 @@ def bcoo(a, unused=0):
     return BCOO((jnp.asarray(data), jnp.asarray(indices)), shape=a.shape)
 
 
-FORMATS = {
+FORMATS: dict[str, Any] = {
     "bcoo": bcoo,
     "bcoo_with_unused_slots": lambda a: bcoo(a, unused=3),
     "csr_array": scipy.sparse.csr_array,
@@ -306,7 +306,7 @@ def test_conversions_round_trip(dense):
 PAIR = np.array([[0.0, 3.0], [3.0, 0.0]])
 
 
-def other_forms():
+def other_forms() -> dict[str, Any]:
     from jax.experimental.sparse import BCSR
 
     csr = scipy.sparse.csr_array(PAIR)
@@ -330,7 +330,7 @@ def test_a_graph_is_taken_as_people_have_it(form):
 
 @pytest.mark.parametrize("package", ["networkx", "pandas", "torch"])
 def test_other_types_are_told_how(package):
-    kind = type("Graph", (), {"__module__": f"{package}.core"})
+    kind: Any = type("Graph", (), {"__module__": f"{package}.core"})
     remedy = {"networkx": "to_scipy_sparse_array"}.get(package, "coo_array")
     message = f"got {package}.core.Graph: give .*{remedy}"
     with pytest.raises(TypeError, match=message):
