@@ -15,8 +15,8 @@ from collections.abc import Sequence
 _COMMANDS = {
     "compare": "_compare",
     "train": "_train",
-    "evaluate": "_apply",
-    "recommend": "_apply",
+    "evaluate": "_evaluate",
+    "recommend": "_recommend",
     "graph": "_graph",
     "data": "_data",
 }

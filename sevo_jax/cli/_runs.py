@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import tyro
 from jax.sharding import Mesh
 
 from sevo_jax._files import is_empty
+from sevo_jax._messages import shown
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.models import MODELS
@@ -27,6 +29,9 @@ from sevo_jax.training import (
     find_recipe,
 )
 from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.recipe import suggestion
+
+STANDARD_INPUT = Path("-")
 
 _RECIPE_FIELDS = [item.name for item in dataclasses.fields(Recipe)]
 
@@ -102,7 +107,7 @@ def preset(args: Sequence[str]) -> tuple[str, Recipe]:
     given, _ = parser.parse_known_args(args)
     if given.model is not None and given.model not in MODELS:
         raise ValueError(
-            f"there is no model {given.model!r}: choose {', '.join(MODELS)}"
+            f"model {shown(given.model)}: {suggestion(given.model, MODELS)}"
         )
     dataset = "synthetic" if given.data is None else "beauty"
     # A model may have several for a dataset, by graph: the first one listed.
@@ -148,7 +153,9 @@ def check_output(output: Path, resume: bool) -> None:
 def run_folder(path: Path, data: DataOptions) -> RunFolder:
     """The folder of a run on `data`, which it is to remember for `recall`."""
     values = dataclasses.asdict(data)
-    values["data"] = None if data.data is None else str(data.data.resolve())
+    if data.data is not None:
+        is_file = data.data != STANDARD_INPUT
+        values["data"] = str(data.data.resolve() if is_file else data.data)
     return RunFolder(path, values)
 
 
@@ -156,21 +163,31 @@ def recall(data: DataOptions, folder: RunFolder) -> DataOptions:
     """The options `data`; where one is not given, that of the run in `folder`.
 
     Raises:
-      ValueError: the note is damaged.
+      CheckpointError: what the run remembers is damaged.
+      ValueError: it remembers a file that is not there.
     """
     values = folder.source
     if values is None:
         return data
-    try:
-        where = None if values["data"] is None else Path(values["data"])
-        remembered = DataOptions(**{**values, "data": where})
-    except (KeyError, TypeError) as error:
+    if isinstance(values.get("data"), str):
+        values["data"] = Path(values["data"])
+    hints = typing.get_type_hints(DataOptions)
+    if values.keys() != hints.keys() or not all(
+        isinstance(values[name], hint) for name, hint in hints.items()
+    ):
         raise CheckpointError(
-            f"{folder.path} does not say what its data are ({error}): give --data"
-        ) from error
+            f"{folder.path} does not say what its data are: its note of them is "
+            "damaged. Resume the run, which writes it anew"
+        )
     given = {
         item.name: getattr(data, item.name)
         for item in dataclasses.fields(data)
         if getattr(data, item.name) != item.default
     }
-    return dataclasses.replace(remembered, **given)
+    asked = DataOptions(**{**values, **given})
+    if data.data is None and asked.data is not None and not asked.data.exists():
+        what = "standard input" if asked.data == STANDARD_INPUT else asked.data
+        raise ValueError(
+            f"the run was trained on {what}, which is not there: give --data"
+        )
+    return asked

@@ -167,7 +167,11 @@ class Sequences:
           [[5], [3, 1], [5]]
         """
         starts = self.offsets[rows]
-        return self._gather(starts, self.offsets[rows + 1] - starts)
+        lengths = self.offsets[rows + 1] - starts
+        names = None if self.names is None else self.names[rows]
+        return Sequences.from_lengths(
+            self.values[ranges(starts, lengths)], lengths, names
+        )
 
     def distinct(self) -> Sequences:
         """The items of each row in ascending order, each of them once.

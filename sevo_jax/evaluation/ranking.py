@@ -98,6 +98,8 @@ class Evaluator:
       config: which metrics, and whether seen items are ranked.
       batch_size: users scored at a time; by default as many as keep the scores in
         the processor's cache.
+      rows: int `[num_users]`, the model's row of each user of `split`, for a model
+        that knows its users; by default the user's number.
       sharding: where the arrays of a batch go, which may split their first axis, the
         users; by default to the first device. It may span processes, each of which
         then makes the same evaluator and gets all ranks.
@@ -118,6 +120,7 @@ class Evaluator:
         config: EvaluationConfig | None = None,
         *,
         batch_size: int | None = None,
+        rows: Int[np.ndarray, " u"] | None = None,
         sharding: NamedSharding | None = None,
     ):
         config = config or EvaluationConfig()
@@ -138,9 +141,10 @@ class Evaluator:
         self._user_name = split.train.name
         self._sharding = sharding
         seen = _seen(histories, config.seen)
+        known = users if rows is None else rows[users]
         self._batches = [
             (rows, [self._put(x) for x in (inputs, targets[users[rows]], left_out)])
-            for rows, inputs, left_out in _batches(model, histories, users, seen, size)
+            for rows, inputs, left_out in _batches(model, histories, known, seen, size)
         ]
 
     def ranks(self, model: nnx.Module) -> Float[np.ndarray, " u"]:
@@ -194,6 +198,7 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     batch_size: int | None = None,
+    rows: Int[np.ndarray, " u"] | None = None,
 ) -> dict[str, float]:
     """Metrics of a model under the leave-one-out protocol.
 
@@ -204,6 +209,7 @@ def evaluate(
       config: which metrics, and whether seen items are ranked; by default the paper's
         five, and masked.
       batch_size: users scored at a time.
+      rows: as for `Evaluator`.
 
     Returns:
       Metric by name, each in [0, 1].
@@ -212,7 +218,9 @@ def evaluate(
       ValueError: if `part` is neither, or no user has a target.
       FloatingPointError: if a score is not finite.
     """
-    return Evaluator(model, split, part, config, batch_size=batch_size)(model)
+    return Evaluator(model, split, part, config, batch_size=batch_size, rows=rows)(
+        model
+    )
 
 
 def recommend(

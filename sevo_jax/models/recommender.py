@@ -53,12 +53,15 @@ class Recommender(nnx.Module):
       num_items: number of items. The model's item `i` is the log's item `i`.
       config: hyper-parameters, a `Config`.
       Config: a frozen dataclass of hyper-parameters, each with a default.
+      knows_users: whether a user is a row of the model's, so that it serves those that
+        it was trained on alone.
       item_offset: rows of the item tables in front of the items.
       smoothed: by kind of graph, the leaves that SEvo smooths over it. A tuple of
         names is one table over the nodes of the graph.
     """
 
     Config: ClassVar[type]
+    knows_users: ClassVar[bool] = True
     item_offset: ClassVar[int] = 0
     smoothed: ClassVar[Mapping[str, tuple[LeafName, ...]]] = {}
 
@@ -140,6 +143,7 @@ class SequenceModel(Recommender):
     It is made by `cls(num_items, config, rngs=rngs)`.
     """
 
+    knows_users: ClassVar[bool] = False
     item_offset: ClassVar[int] = 1
     smoothed: ClassVar[Mapping[str, tuple[LeafName, ...]]] = {
         "item-item": ("item_embedding",)

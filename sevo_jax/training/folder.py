@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sevo_jax._files import locked, replace_text
+import numpy as np
+
+from sevo_jax._files import locked, replace_text, replacing
+from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from sevo_jax.training.identity import digest, id_digest
+from sevo_jax.training.known import Known
 
 
 class RunFolder:
     """The files of a run. Only this class knows what they are called.
 
-    `run.json` says what is run, `data.json` where its data came from. `metrics.jsonl`
+    `run.json` says what is run, `data.json` where its data came from, `ids.json` what
+    users and items are called there, and `split.npz` how it was split. `metrics.jsonl`
     and `tensorboard/` have what was measured, `checkpoints/` the state of the run, of
     which the last is kept, and `result.json` the result at the end.
 
@@ -32,6 +40,8 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints")
         self._run = self.path / "run.json"
         self._source = self.path / "data.json"
+        self._ids = self.path / "ids.json"
+        self._split = self.path / "split.npz"
         self._result = self.path / "result.json"
         self._new_source = source
 
@@ -64,9 +74,20 @@ class RunFolder:
                 )
             yield
 
-    def describe(self, about: Mapping[str, Any]) -> None:
-        """Writes what is run, as JSON values, and where its data came from."""
+    def describe(self, about: Mapping[str, Any], split: LeaveOneOut) -> None:
+        """Writes what is run, as JSON values, and on what data."""
         _write(self._run, about)
+        log = split.log
+        ids = {"users": log.user_ids.tolist(), "items": log.item_ids.tolist()}
+        replace_text(self._ids, json.dumps(ids))
+        with replacing(self._split) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                values=split.train.values,
+                offsets=split.train.offsets,
+                valid=split.valid,
+                test=split.test,
+            )
         if self._new_source is not None:
             _write(self._source, self._new_source)
 
@@ -91,10 +112,35 @@ class RunFolder:
         self.check_resumable()
         return self.checkpoints.last()
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """JSON values of what is run."""
-        return _read(self._run)
+    def known(self, dataset: Mapping[str, Any]) -> Known:
+        """The users and items of the run.
+
+        Args:
+          dataset: the fingerprint of its data.
+
+        Raises:
+          CheckpointError: if the files are missing or not as they were written.
+        """
+        ids = _read(self._ids)
+        users, items = ids.get("users"), ids.get("items")
+        if not (isinstance(users, list) and isinstance(items, list)):
+            users, items = [], []
+        try:
+            with np.load(self._split) as arrays:
+                parts = [
+                    arrays[name] for name in ("values", "offsets", "valid", "test")
+                ]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"{self._split} is damaged: {error}. {_AGAIN}"
+            ) from error
+        for path, found, written in (
+            (self._ids, id_digest(users, items), dataset["ids"]),
+            (self._split, digest(*parts), dataset["split"]),
+        ):
+            if found != written:
+                raise CheckpointError(f"{path} is damaged: not as written. {_AGAIN}")
+        return Known(users, items, Sequences(*parts[:2]), dataset["name"])
 
     @property
     def source(self) -> dict[str, Any] | None:
@@ -109,6 +155,9 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes JSON values as the result of the run."""
         _write(self._result, result)
+
+
+_AGAIN = "Resume the run, which writes it anew"
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ def fingerprint(split: LeaveOneOut) -> dict[str, Any]:
       what is trained on, validated and tested.
     """
     log = split.log
-    texts = [list(map(str, ids.tolist())) for ids in (log.user_ids, log.item_ids)]
-    ids = digest(json.dumps(texts))
+    ids = id_digest(log.user_ids.tolist(), log.item_ids.tolist())
     return {
         "name": log.name,
         "num_users": log.num_users,
@@ -50,6 +49,11 @@ def fingerprint(split: LeaveOneOut) -> dict[str, Any]:
     }
 
 
+def id_digest(*ids: Iterable[int | str]) -> str:
+    """A hash of ids in their order, which are the same as numbers and as text."""
+    return digest(json.dumps([list(map(str, names)) for names in ids]))
+
+
 def digest(*parts: ArrayLike | str) -> str:
     """The SHA-256 of arrays and texts."""
     found = hashlib.sha256()
@@ -57,7 +61,9 @@ def digest(*parts: ArrayLike | str) -> str:
         if isinstance(part, str):
             found.update(part.encode())
         else:
-            found.update(np.ascontiguousarray(part).tobytes())
+            array = np.ascontiguousarray(part)
+            found.update(f"{array.dtype}{array.shape}".encode())
+            found.update(array.tobytes())
     return found.hexdigest()
 
 
@@ -93,7 +99,7 @@ def machine(mesh: Mesh) -> dict[str, Any]:
     """
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "device": mesh.devices.flat[0].device_kind,
         "mesh": " x ".join(map(str, mesh.devices.shape)),
         "matmul_precision": getattr(jax.config, "jax_default_matmul_precision"),
@@ -154,6 +160,13 @@ def differences(
         for name in sorted(one.keys() | other.keys())
         if one.get(name) != other.get(name)
     ]
+
+
+def _cores() -> int | None:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str:

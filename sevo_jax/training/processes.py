@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sevo_jax._messages import listed
+
 _HELLO, _GO = "sevo-jax process", "sevo-jax go"
 _SECONDS_TO_MEET = 60
 
@@ -165,11 +167,11 @@ def _answer(
                 greeting = caller.makefile(encoding="utf-8").readline(200).split()
             except TimeoutError:
                 if time.monotonic() > deadline:
-                    missing = sorted({*range(num_processes)} - present)
-                    listed = ", ".join(map(str, missing[:8]))
+                    missing = [str(i) for i in range(num_processes) if i not in present]
                     verdict = (
-                        f"sevo-jax process {listed} of {num_processes} did not call in "
-                        f"{seconds:.0f} s: start all processes, with the same address"
+                        f"sevo-jax process {listed(missing)} of {num_processes} did "
+                        f"not call in {seconds:.0f} s: start all of them, with the "
+                        "same address"
                     )
                 continue
             except (OSError, ValueError):

@@ -22,6 +22,7 @@ from sevo_jax.training.checkpoint import CheckpointError
 from sevo_jax.training.epoch import TrainState
 from sevo_jax.training.folder import RunFolder
 from sevo_jax.training.identity import check_same, differences, fingerprint
+from sevo_jax.training.known import Known
 from sevo_jax.training.processes import is_first, on_first
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.run_log import RunLog
@@ -127,6 +128,7 @@ class Run:
       seed: its seed.
       identity: what determines its numbers, as JSON values.
       machine: what they depend on in their rounding.
+      protocol: how it is measured, in words.
       state: what an epoch changes.
       best: the best parameters so far.
       unscheduled: `best` and `progress` before an evaluation at the end of the run
@@ -136,6 +138,7 @@ class Run:
     seed: int
     identity: dict[str, Any]
     machine: dict[str, Any]
+    protocol: str
     state: TrainState
     best: nnx.State
     log: RunLog = field(init=False)
@@ -153,7 +156,7 @@ class Run:
         self,
         stack: contextlib.ExitStack,
         folder: RunFolder,
-        about: Mapping[str, Any],
+        split: LeaveOneOut,
         *,
         epochs: int,
         resume: bool,
@@ -163,7 +166,7 @@ class Run:
         Args:
           stack: gives the folder back.
           folder: where to save.
-          about: JSON values for readers of the folder.
+          split: the data.
           epochs: how many epochs to train in all.
           resume: whether to go on.
 
@@ -175,7 +178,8 @@ class Run:
         if resume:
             self._restore(folder, epochs)
         if is_first():
-            folder.describe({**self.identity, "machine": self.machine, **about})
+            about = self._about()
+            folder.describe({**about.pop("identity"), **about}, split)
         self.folder = folder
 
     def record(
@@ -217,15 +221,18 @@ class Run:
             return
         self.progress.seconds = self.seconds
         parts = {"training": self.state, "best": self.best}
-        about = {
-            "identity": self.identity,
-            "machine": self.machine,
-            "progress": asdict(self.progress),
-        }
+        about = {**self._about(), "progress": asdict(self.progress)}
         if self.unscheduled is not None:
             parts["unscheduled"], progress = self.unscheduled
             about["unscheduled"] = {**asdict(progress), "seconds": self.seconds}
         self.folder.checkpoints.save(self.progress.epoch, about, parts)
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity,
+            "machine": self.machine,
+            "protocol": self.protocol,
+        }
 
     def _restore(self, folder: RunFolder, epochs: int) -> None:
         checkpoint = folder.last_checkpoint()
@@ -276,6 +283,7 @@ class SavedRun:
       recipe: what is run.
       seed: its seed.
       dataset: the `fingerprint` of its data.
+      known: its users and items by their ids.
       epoch: how many epochs were trained at the last checkpoint.
       best_epoch: how many were when the best parameters were kept.
       result: what `RunResult.to_dict` gave; None while the run is unfinished.
@@ -285,20 +293,31 @@ class SavedRun:
     recipe: Recipe
     seed: int
     dataset: dict[str, Any]
+    known: Known
     epoch: int
     best_epoch: int
     result: dict[str, Any] | None
 
     def check(self, split: LeaveOneOut) -> None:
-        """Makes sure that items mean to the model what they mean in `split`.
+        """Makes sure that the run was on the data of `split`, split likewise.
+
+        Other data can be served too, with users and items as `known` has them.
 
         Raises:
-          CheckpointError: naming what differs, if the run was on other data.
+          CheckpointError: naming what differs.
         """
         saved, asked = dict(self.dataset), fingerprint(split)
         # The same data under another file name are the same data.
         del saved["name"], asked["name"]
         check_same({"dataset": saved}, {"dataset": asked})
+
+    def is_of(self, split: LeaveOneOut) -> bool:
+        """Whether `check` lets `split` pass."""
+        try:
+            self.check(split)
+        except CheckpointError:
+            return False
+        return True
 
 
 def load(run_dir: str | Path) -> SavedRun:
@@ -319,6 +338,7 @@ def load(run_dir: str | Path) -> SavedRun:
     identity = checkpoint.about["identity"]
     progress = Progress(**checkpoint.about["progress"])
     recipe = Recipe.from_dict(identity["recipe"])
+    known, result = folder.known(identity["dataset"]), folder.result
 
     def build() -> Recommender:
         kind, config = MODELS[recipe.model], recipe.architecture
@@ -337,9 +357,10 @@ def load(run_dir: str | Path) -> SavedRun:
         recipe=recipe,
         seed=identity["seed"],
         dataset=identity["dataset"],
+        known=known,
         epoch=progress.epoch,
         best_epoch=progress.best_epoch,
-        result=folder.result,
+        result=result,
     )
 
 

@@ -256,12 +256,19 @@ class Trainer:
             }
         )
         state = self.start(seed)
-        run = Run(seed, identity, machine(self.mesh), state, best=self._best(state))
+        run = Run(
+            seed,
+            identity,
+            machine(self.mesh),
+            self.protocol,
+            state,
+            best=self._best(state),
+        )
         if folder is not None:
             run.open(
                 stack,
                 folder,
-                {"protocol": self.protocol},
+                self.split,
                 epochs=self.recipe.epochs,
                 resume=resume,
             )

@@ -288,7 +288,7 @@ def test_processes_that_do_not_meet_are_told_why():
     address = coordinator()
     messages = together((address, 3, 0), (address, 3, 2))
     assert messages == 2 * [
-        "process 1 of 3 did not call in 3 s: start all processes, with the same address"
+        "process 1 of 3 did not call in 3 s: start all of them, with the same address"
     ]
     messages = together((address, 3, 0), (address, 3, 1), (address, 3, 1))
     assert messages == 3 * ["two processes were started as process 1"]
