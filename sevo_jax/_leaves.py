@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import optax
+import scipy.sparse
 from jax.core import Tracer
 
 from sevo_jax._tables import LeafName, Table
@@ -28,9 +29,15 @@ RowAxis: TypeAlias = int | Mapping[LeafName, int] | None
 WHOLE_TREE = ""
 
 
+def by_name(graphs: Graphs) -> TypeGuard[Mapping[LeafName, AdjacencyLike]]:
+    """Whether graphs come by leaf name, and not as a single one."""
+    # A DOK matrix of SciPy is a dict too.
+    return isinstance(graphs, Mapping) and not scipy.sparse.issparse(graphs)
+
+
 def prepare_graphs(graphs: Graphs) -> dict[LeafName, GraphOperator]:
     """Graphs by leaf name, each checked and converted once."""
-    if not isinstance(graphs, Mapping):
+    if not by_name(graphs):
         return {WHOLE_TREE: prepare(graphs)}
     prepared = {}
     for key, adjacency in graphs.items():

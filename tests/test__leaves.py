@@ -342,3 +342,10 @@ def test_active_rows_of_a_leaf_that_they_have_no_effect_on():
     assert active_rows_by_leaf(tree, given, corrected=[0])[0] is mask
     with pytest.raises(ValueError, match="names b, but its moments are not corrected"):
         active_rows_by_leaf(tree, {"b": mask}, corrected=[0])
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"])
+def test_a_single_graph_of_any_form_is_not_taken_for_names(form):
+    path = scipy.sparse.diags_array([1.0, 1.0], offsets=[-1, 1], shape=(6, 6))
+    assert list(prepare_graphs(path.asformat(form))) == [WHOLE_TREE]
+    assert list(prepare_graphs({"table": path.asformat(form)})) == ["table"]

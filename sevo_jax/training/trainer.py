@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 import sevo_jax as sevo
 from sevo_jax import GraphOperator
 from sevo_jax._leaves import Graphs as GraphsOfTables
-from sevo_jax._leaves import LeafName, prepare_graphs, tables_of
+from sevo_jax._leaves import LeafName, by_name, prepare_graphs, tables_of
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, describe
 from sevo_jax.graphs import kinds
@@ -368,7 +368,7 @@ class Trainer:
     ) -> dict[LeafName, GraphOperator]:
         """The operators that SEvo smooths over, by leaf name."""
         leaves = kind.smoothed.get(self.recipe.graph.kind, ())
-        if not isinstance(graphs, Mapping):
+        if graphs is None or not by_name(graphs):
             graph = self._build(self.recipe.graph) if graphs is None else graphs
             graphs = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
         return {
