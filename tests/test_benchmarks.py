@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # They measure PyTorch beside the library, and must be imported before it.
 WITH_PYTORCH = {"backbones", "training"}
-NO_SCRIPTS = {"candidates", "harness"}
+NO_SCRIPTS = {"candidates", "harness", "summary"}
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - NO_SCRIPTS - WITH_PYTORCH
 
 
