@@ -85,7 +85,7 @@ def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
         adjacency = kinds.build(options.graph, leave_one_out(log), options.item_offset)
     # The graph of users and items has the users in front.
     users: list[str] = []
-    if log is not None and options.graph.kind == "user-item":
+    if log is not None and options.graph.links == "user-item":
         users = [str(name) for name in log.user_ids.tolist()]
     num_items = adjacency.shape[0] - len(users) - options.item_offset
     if options.item_offset < 0 or num_items < 1:

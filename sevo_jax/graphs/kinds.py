@@ -1,13 +1,13 @@
 """The graphs that a recipe can name, and how each is built from a split log.
 
-A further kind is a function in `KINDS`.
+A further kind is a function and a line of `KINDS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jax.experimental.sparse import BCOO
 
@@ -41,6 +41,11 @@ class GraphConfig:
         _checks.one_of(self, "keep", ("first", "last"))
         _checks.one_of(self, "weighting", ("frequency", "distance"))
 
+    @property
+    def links(self) -> str:
+        """What the edges link: "item-item" or "user-item"."""
+        return KINDS[self.kind].links
+
 
 def build(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     """Builds a graph of a split log; only its train part enters.
@@ -54,10 +59,10 @@ def build(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
       The adjacency, not normalised. Its nodes are the rows of the item table; of a
       user-item graph those of the user table in front of them.
     """
-    return KINDS[config.kind](config, split, item_offset)
+    return KINDS[config.kind].build(config, split, item_offset)
 
 
-def _item_item(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
+def _cooccurrence(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     return graphs.cooccurrence(
         split.train,
         split.num_items,
@@ -69,7 +74,7 @@ def _item_item(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCO
     )
 
 
-def _user_item(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
+def _bipartite(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     del config
     return graphs.bipartite(
         split.train.rows,
@@ -80,8 +85,21 @@ def _user_item(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCO
     )
 
 
-KINDS: dict[str, Callable[[GraphConfig, LeaveOneOut, int], BCOO]] = {
-    "item-item": _item_item,
-    "user-item": _user_item,
+class Kind(NamedTuple):
+    """A kind of graph.
+
+    Attributes:
+      links: what its edges link, as the key in a model's `smoothed`: "item-item" or
+        "user-item". It says what the nodes are: the items, or the users and the items.
+      build: makes it, with the arguments and the result of `build` above.
+    """
+
+    links: str
+    build: Callable[[GraphConfig, LeaveOneOut, int], BCOO]
+
+
+KINDS: dict[str, Kind] = {
+    "item-item": Kind("item-item", _cooccurrence),
+    "user-item": Kind("user-item", _bipartite),
 }
-"""The graphs by the name that a recipe calls them."""
+"""The kinds of graphs by the name that a recipe calls them."""

@@ -56,8 +56,8 @@ class Recommender(nnx.Module):
       knows_users: whether a user is a row of the model's, so that it serves those that
         it was trained on alone.
       item_offset: rows of the item tables in front of the items.
-      smoothed: by kind of graph, the leaves that SEvo smooths over it. A tuple of
-        names is one table over the nodes of the graph.
+      smoothed: by what a graph links, "item-item" or "user-item", the leaves that SEvo
+        smooths over it. A tuple of names is one table over the nodes of the graph.
     """
 
     Config: ClassVar[type]

@@ -11,7 +11,12 @@ import optax
 import optax.contrib
 
 import sevo_jax as sevo
-from sevo_jax.training.recipe import OptimizerConfig, suggestion
+from sevo_jax.training.recipe import (
+    SCHEDULED,
+    OptimizerConfig,
+    Schedule,
+    suggestion,
+)
 
 SEVO: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sevo_adamw": sevo.sevo_adamw,
@@ -37,7 +42,10 @@ def optimizer_names() -> list[str]:
 
 
 def make_optimizer(
-    config: OptimizerConfig, graphs: Mapping[Any, Any]
+    config: OptimizerConfig,
+    graphs: Mapping[Any, Any],
+    *,
+    steps_per_epoch: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer that `config` names, with the hyper-parameters that apply to it.
 
@@ -46,13 +54,15 @@ def make_optimizer(
         have are left out.
       graphs: leaf names to graphs, for the SEvo optimizers; `update` may be given
         others by `graphs=`. The optimizers of optax take no notice of either.
+      steps_per_epoch: updates of an epoch, for the schedules; not needed without.
 
     Returns:
       An optimizer whose `update` accepts extra arguments.
 
     Raises:
-      ValueError: if there is no optimizer of this name, or it needs more for an
-        update than gradients and parameters (`optax.lbfgs`).
+      ValueError: if there is no optimizer of this name, it needs more for an update
+        than gradients and parameters (`optax.lbfgs`), or a schedule lacks
+        `steps_per_epoch`.
 
     Examples:
       >>> optimizer = make_optimizer(OptimizerConfig(name="lion"), {})
@@ -70,11 +80,44 @@ def make_optimizer(
         factory, names, arguments = factories[config.name], _COMMON, {}
     accepted = inspect.signature(factory).parameters
     values = {name: getattr(config, name) for name in names if name in accepted}
+    values |= {
+        name: _schedule(name, config.schedule(name), steps_per_epoch)
+        for name in SCHEDULED
+        if name in values
+    }
     arguments |= {name: value for name, value in values.items() if value is not None}
-    optimizer = optax.with_extra_args_support(factory(**arguments))
     if config.name not in SEVO:
-        _check_drivable(config.name, optimizer)
-    return optimizer
+        _check_drivable(config.name, factory, arguments)
+    optimizer = optax.with_extra_args_support(factory(**arguments))
+    if config.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _schedule(
+    name: str, schedule: Schedule, steps_per_epoch: int | None
+) -> float | optax.Schedule:
+    """The value of a hyper-parameter, or its value by the number of a step."""
+    value, warmup, shape, epochs, end = schedule
+    if schedule.is_constant:
+        return value
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"{name} follows a schedule, which counts epochs: give steps_per_epoch"
+        )
+    start = round(warmup * steps_per_epoch)
+    # Both ends may lie in one step.
+    steps = max(1, round((epochs or 0) * steps_per_epoch) - start)
+    after = {
+        "constant": lambda: optax.constant_schedule(value),
+        "linear": lambda: optax.linear_schedule(value, end, steps),
+        "cosine": lambda: optax.cosine_decay_schedule(value, steps, end / value),
+    }[shape]()
+    if not start:
+        return after
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, value, start), after], [start]
+    )
 
 
 def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
@@ -92,13 +135,20 @@ def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]
     return factories
 
 
-def _check_drivable(name: str, optimizer: optax.GradientTransformationExtraArgs):
+def _check_drivable(
+    name: str,
+    factory: Callable[..., optax.GradientTransformation],
+    arguments: Mapping[str, Any],
+) -> None:
     params = {"matrix": jax.ShapeDtypeStruct((2, 2), "float32")}
     try:
+        optimizer = factory(**arguments)
         state = jax.eval_shape(optimizer.init, params)
         jax.eval_shape(optimizer.update, params, state, params)
     except (TypeError, ValueError) as error:
+        needs = "needs more for an update than gradients and parameters, which is all "
+        if callable(arguments["learning_rate"]):
+            needs = "may follow no schedule of its learning rate, or " + needs
         raise ValueError(
-            f"optimizer {name!r} needs more for an update than gradients and "
-            f"parameters, which is all this trainer gives: {error}"
+            f"optimizer {name!r} {needs}this trainer gives: {error}"
         ) from error

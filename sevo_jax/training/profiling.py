@@ -23,7 +23,7 @@ from sevo_jax._files import replace_text
 from sevo_jax._timing import time_in_turns
 from sevo_jax.training.identity import versions
 from sevo_jax.training.mesh import split_batches
-from sevo_jax.training.optimizers import SEVO, make_optimizer
+from sevo_jax.training.optimizers import SEVO
 from sevo_jax.training.trainer import Trainer
 
 METHOD = (
@@ -202,7 +202,7 @@ def partial_optimizers(
     ):
         phases.setdefault(part, phase)
     for part, phase in phases.items():
-        partial[phase] = make_optimizer(part, trainer.smoothing)
+        partial[phase] = trainer.optimizer_of(part)
     return {**partial, phases[config]: trainer.optimizer}
 
 

@@ -1,7 +1,8 @@
-"""What a run is made of: model, optimizer, graph, schedule; frozen dataclasses."""
+"""What a run is made of: model, optimizer, graph; frozen dataclasses."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -10,12 +11,40 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sevo_jax import _checks
 from sevo_jax.evaluation import EvaluationConfig
-from sevo_jax.graphs.kinds import GraphConfig
-from sevo_jax.models import MODELS, SASRecConfig
+from sevo_jax.graphs.kinds import KINDS, GraphConfig
+from sevo_jax.models import MODELS
+
+Shape: TypeAlias = Literal["constant", "linear", "cosine"]
+
+SCHEDULED = ("learning_rate", "beta")
+"""The fields of `OptimizerConfig` that can follow a schedule."""
+
+
+class Schedule(NamedTuple):
+    """How a hyper-parameter goes in time.
+
+    Attributes:
+      value: after the warm-up.
+      warmup: epochs in which it rises from 0, linearly.
+      schedule: the shape of its way to the end.
+      epochs: epoch of the end, warm-up included; None if it is constant.
+      end: value from that epoch on.
+    """
+
+    value: float
+    warmup: float
+    schedule: Shape
+    epochs: float | None
+    end: float
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it has its value all the time."""
+        return self.schedule == "constant" and not self.warmup
 
 
 @dataclass(frozen=True)
@@ -23,15 +52,28 @@ class OptimizerConfig:
     """An optimizer by name and its hyper-parameters.
 
     Each optimizer takes those of the hyper-parameters that its signature has; the
-    others do not apply to it.
+    others do not apply to it. The learning rate and beta can follow schedules. They
+    are counted in epochs from the start of a run and do not depend on its length, so
+    that a longer run goes on from a shorter one.
     """
 
     name: str = "sevo_adamw"
     """sevo_adamw, sevo_adam, sevo_sgd, or any optimizer of optax: adamw, lion, ..."""
     learning_rate: float = 1e-3
     """Step size, above 0."""
+    learning_rate_warmup: float = 0.0
+    """Epochs in which the learning rate rises from 0; 0 for none."""
+    learning_rate_schedule: Shape = "constant"
+    """How the learning rate goes from the warm-up to its end."""
+    learning_rate_epochs: float | None = None
+    """Epoch of the end, warm-up included; None if the learning rate is constant."""
+    learning_rate_end: float = 0.0
+    """Learning rate from that epoch on, at least 0."""
     weight_decay: float = 0.1
     """Decay of the parameters, decoupled for the W optimizers; at least 0."""
+    clip_norm: float | None = None
+    """Global norm to which larger gradients are scaled down before anything else is
+    made of them, above 0; None for no clipping."""
     b1: float = 0.9
     """Decay rate of the first moment, in [0, 1)."""
     b2: float = 0.999
@@ -40,6 +82,14 @@ class OptimizerConfig:
     """Momentum of SGD, in [0, 1); None for none."""
     beta: float = 0.99
     """How far SEvo smooths the update over the graph, in [0, 1); 0 is not at all."""
+    beta_warmup: float = 0.0
+    """Epochs in which beta rises from 0; 0 for none."""
+    beta_schedule: Shape = "constant"
+    """How beta goes from the warm-up to its end."""
+    beta_epochs: float | None = None
+    """Epoch of the end, warm-up included; None if beta is constant."""
+    beta_end: float = 0.0
+    """Beta from that epoch on, in [0, 1)."""
     num_layers: int = 3
     """How many hops SEvo's smoothing reaches, at least 0."""
     approximation: Literal["neumann", "iterative"] = "neumann"
@@ -55,15 +105,47 @@ class OptimizerConfig:
         _checks.require_field(
             self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0"
         )
-        _checks.require_field(
-            self, "weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"
-        )
-        _checks.rates(self, "b1", "b2", "beta")
+        in_range = self.clip_norm is None or 0 < self.clip_norm < math.inf
+        _checks.require_field(self, "clip_norm", in_range, "above 0 or None")
+        for name in ("weight_decay", "learning_rate_end"):
+            holds = 0 <= getattr(self, name) < math.inf
+            _checks.require_field(self, name, holds, "at least 0")
+        _checks.rates(self, "b1", "b2", "beta", "beta_end")
         in_range = self.momentum is None or 0 <= self.momentum < 1
         _checks.require_field(self, "momentum", in_range, "in [0, 1) or None")
         _checks.at_least(self, 0, "num_layers")
         _checks.at_least(self, 1, "every")
         _checks.one_of(self, "approximation", ("neumann", "iterative"))
+        for name in SCHEDULED:
+            self._check_schedule(name)
+
+    def schedule(self, name: str) -> Schedule:
+        """The schedule of `learning_rate` or `beta`."""
+        parts = (getattr(self, f"{name}_{part}") for part in Schedule._fields[1:])
+        return Schedule(getattr(self, name), *parts)
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether a hyper-parameter changes in time."""
+        return not all(self.schedule(name).is_constant for name in SCHEDULED)
+
+    def _check_schedule(self, name: str) -> None:
+        value, warmup, shape, epochs, end = self.schedule(name)
+        _checks.one_of(self, f"{name}_schedule", typing.get_args(Shape))
+        _checks.require_field(
+            self, f"{name}_warmup", 0 <= warmup < math.inf, "at least 0"
+        )
+        if shape == "constant":
+            what = f"left out, as {name}_schedule is constant"
+            _checks.require_field(self, f"{name}_epochs", epochs is None, what)
+            _checks.require_field(self, f"{name}_end", end == 0, what)
+            return
+        in_range = epochs is not None and warmup < epochs < math.inf
+        what = f"above {name}_warmup, as {name}_schedule is {shape}"
+        _checks.require_field(self, f"{name}_epochs", in_range, what)
+        # A cosine is optax's, which goes to a share of the value.
+        what = f"above 0, as {name}_schedule is {shape}"
+        _checks.require_field(self, name, shape != "cosine" or value > 0, what)
 
 
 @dataclass(frozen=True)
@@ -84,8 +166,8 @@ class Recipe:
 
     model: str = "sasrec"
     """Name of the recommender."""
-    architecture: Any = field(default_factory=SASRecConfig)
-    """Hyper-parameters of the model, its `Config`."""
+    architecture: Any = None
+    """Hyper-parameters of the model, its `Config`; None for their defaults."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and its hyper-parameters."""
     graph: GraphConfig = field(default_factory=GraphConfig)
@@ -101,16 +183,20 @@ class Recipe:
 
     def __post_init__(self):
         _checks.one_of(self, "model", tuple(MODELS))
-        expected = MODELS[self.model].Config
-        if not isinstance(self.architecture, expected):
+        model = MODELS[self.model]
+        if self.architecture is None:
+            object.__setattr__(self, "architecture", model.Config())
+        if not isinstance(self.architecture, model.Config):
             raise ValueError(
                 f"architecture is a {type(self.architecture).__name__}: the model "
-                f"{self.model!r} takes a {expected.__name__}"
+                f"{self.model!r} takes a {model.Config.__name__}"
             )
-        if self.graph.kind not in MODELS[self.model].smoothed:
+        # A model that smooths nothing has no use for the graph, whatever it is.
+        if model.smoothed and self.graph.links not in model.smoothed:
+            fitting = [kind for kind in KINDS if KINDS[kind].links in model.smoothed]
             raise ValueError(
                 f"graph.kind is {self.graph.kind!r}: the model {self.model!r} takes "
-                f"{' or '.join(MODELS[self.model].smoothed)}"
+                f"{' or '.join(fitting)}"
             )
         _checks.at_least(self, 1, "batch_size", "epochs", "eval_every")
 
@@ -129,22 +215,18 @@ class Recipe:
         """Reads back what `to_dict` gave; left-out fields have their defaults.
 
         Raises:
-          ValueError: on a field that does not exist or a value of another type.
+          ValueError: on a field or a model that does not exist, or a value of another
+            type.
         """
-        values = dict(values)
-        name = values.get("model", cls.model)
-        if name not in MODELS:
-            raise ValueError(f"model is {name!r}: {suggestion(name, MODELS)}")
-        parts = {
-            "architecture": MODELS[name].Config,
-            "optimizer": OptimizerConfig,
-            "graph": GraphConfig,
-            "evaluation": EvaluationConfig,
-        }
-        for part, kind in parts.items():
-            if part in values:
-                values[part] = _from_dict(kind, values[part], f"{part}.")
-        return _from_dict(cls, values, "")
+        model = cls.model
+        if isinstance(values, Mapping) and "model" in values:
+            model = _read(values["model"], str, "model")
+        if model not in MODELS:
+            raise ValueError(
+                f"model is {model!r}: {suggestion(model, MODELS)} One of your own is "
+                "known once the module that registers it is imported"
+            )
+        return _read(values, cls, "", architecture=MODELS[model].Config)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -152,36 +234,61 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if close:
         return f"there is none of this name, did you mean {' or '.join(close)}?"
-    return f"there is none of this name, choose from {', '.join(sorted(known))}"
+    return f"there is none of this name, choose from {', '.join(sorted(known))}."
 
 
-def _from_dict(kind: Any, values: Any, prefix: str) -> Any:
-    """A `kind` from a mapping of JSON values, each checked against its annotation."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix or 'the recipe'} is {values!r}: it must be a table")
-    hints = typing.get_type_hints(kind)
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(f"{prefix}{name}: {suggestion(name, hints)}")
-        if not _fits(value, hints[name]):
-            kind_name = getattr(hints[name], "__name__", hints[name])
-            raise ValueError(f"{prefix}{name} is {value!r}: it must be {kind_name}")
-    return kind(**values)
+def _read(value: Any, hint: Any, name: str, **hints: Any) -> Any:
+    """A JSON value as its annotation has it: a table as a dataclass, a list as a tuple.
+
+    Args:
+      value: what JSON holds.
+      hint: the annotation.
+      name: what to call the value in messages; empty for the whole recipe.
+      **hints: annotations of the fields of a dataclass that differ from its own.
+
+    Raises:
+      ValueError: naming the value, if it is of another type.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return _read_table(value, hint, name, hints)
+        hint = "a table"
+    elif origin in (types.UnionType, typing.Union):
+        for option in options:
+            with contextlib.suppress(ValueError):
+                return _read(value, option, name)
+    elif origin is tuple and isinstance(value, list | tuple):
+        if options[1:] == (...,):
+            options = options[:1] * len(value)
+        if len(options) == len(value):
+            return tuple(map(_read, value, options, [name] * len(value)))
+    elif _fits(value, origin, hint):
+        return value
+    what = getattr(hint, "__name__", hint)
+    raise ValueError(f"{name or 'the recipe'} is {value!r:.80}: it must be {what}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _read_table(
+    values: Mapping[str, Any], kind: Any, name: str, hints: Mapping[str, Any]
+) -> Any:
+    hints = {**typing.get_type_hints(kind), **hints}
+    known = [each.name for each in dataclasses.fields(kind) if each.init]
+    prefix = name and f"{name}."
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{prefix}{key}: {suggestion(key, known)}")
+    return kind(**{k: _read(each, hints[k], prefix + k) for k, each in values.items()})
+
+
+def _fits(value: Any, origin: Any, hint: Any) -> bool:
     if hint is Any:
         return True
-    origin = typing.get_origin(hint)
     if origin is Literal:
         return value in typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is tuple:  # A list in JSON.
-        item, *_ = typing.get_args(hint)
-        return isinstance(value, (list, tuple)) and all(_fits(v, item) for v in value)
-    if hint is float:  # JSON writes 1.0 as 1 in many a hand; a bool is no number.
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    kind = hint if origin is None else origin
+    if kind in (int, float) and isinstance(value, bool):  # A bool is no number.
+        return False
+    if kind is float:  # JSON writes 1.0 as 1 in many a hand.
+        return isinstance(value, int | float)
+    return isinstance(value, kind) if isinstance(kind, type) else True

@@ -52,9 +52,9 @@ from sevo_jax.training.mesh import (
     split_batches,
     split_tables,
 )
-from sevo_jax.training.optimizers import make_optimizer
+from sevo_jax.training.optimizers import SEVO, make_optimizer
 from sevo_jax.training.processes import is_first
-from sevo_jax.training.recipe import GraphConfig, Recipe
+from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
 from sevo_jax.training.run import Run, RunResult
 from sevo_jax.training.run_log import RunLog
 
@@ -301,6 +301,18 @@ class Trainer:
             rngs=nnx.Rngs(seed),
         )
 
+    def optimizer_of(
+        self, config: OptimizerConfig
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that `config` names, over the graphs and epochs of this one."""
+        steps = None
+        if config.follows_schedule:
+            epochs = self.new_model(0).epochs(
+                self.split.train, batch_size=self.recipe.batch_size, seed=0
+            )
+            steps = epochs.num_steps
+        return make_optimizer(config, self.smoothing, steps_per_epoch=steps)
+
     def start(self, seed: int, optimizer: Any = None) -> TrainState:
         """The state that training starts from, with another optimizer if given."""
         _, params, _, carried = split_model(self.new_model(seed))
@@ -367,7 +379,7 @@ class Trainer:
         self, kind: type[Recommender], graphs: GraphsOfTables | None
     ) -> dict[LeafName, GraphOperator]:
         """The operators that SEvo smooths over, by leaf name."""
-        leaves = kind.smoothed.get(self.recipe.graph.kind, ())
+        leaves = kind.smoothed.get(self.recipe.graph.links, ())
         if graphs is None or not by_name(graphs):
             graph = self._build(self.recipe.graph) if graphs is None else graphs
             graphs = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
@@ -377,8 +389,15 @@ class Trainer:
         }
 
     def _make_optimizer(self, given: Any) -> optax.GradientTransformationExtraArgs:
+        name = self.recipe.optimizer.name
+        if given is None and name in SEVO and not self.smoothing:
+            raise ValueError(
+                f"optimizer {name!r} has nothing to smooth, as the model "
+                f"{self.recipe.model!r} names no table: choose another optimizer, or "
+                "give graphs by leaf name"
+            )
         if given is None:
-            return make_optimizer(self.recipe.optimizer, self.smoothing)
+            return self.optimizer_of(self.recipe.optimizer)
         if not isinstance(given, optax.GradientTransformation):
             return optax.with_extra_args_support(given(self.smoothing))
         given = optax.with_extra_args_support(given)

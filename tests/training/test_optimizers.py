@@ -33,19 +33,19 @@ def graphs() -> Any:
     return {"table": sevo.prepare(adjacency)}
 
 
-def steps(optimizer, **extra) -> Any:
-    """Parameters after three steps on fixed gradients, some rows idle."""
+def steps(optimizer, count=3, **extra) -> Any:
+    """Parameters after some steps on fixed gradients, some rows idle."""
     rng = np.random.default_rng(0)
     params = {
         "table": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
         "bias": jnp.ones(3),
     }
     state = optimizer.init(params)
-    for step in range(3):
+    for step in range(count):
         gradients = jax.tree.map(
             lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params
         )
-        gradients["table"] = gradients["table"].at[step].set(0.0)
+        gradients["table"] = gradients["table"].at[step % 5].set(0.0)
         updates, state = optimizer.update(gradients, state, params, **extra)
         params = optax.apply_updates(params, updates)
     return params
@@ -97,6 +97,91 @@ def test_no_momentum_leaves_an_optimizer_its_default(graphs):
         steps(make_optimizer(config("sm3", momentum=None), graphs)),
         steps(optax.sm3(0.02)),
     )
+
+
+# Two steps an epoch: warm-up up to the second, the end at the sixth.
+CURVE = dict(warmup=1.0, epochs=3.0)
+CURVES = {
+    "warm-up": (dict(warmup=1.5), lambda peak: optax.linear_schedule(0, peak, 3)),
+    "linear": (
+        dict(schedule="linear", epochs=2, end=0.1),
+        lambda peak: optax.linear_schedule(peak, 0.1, 4),
+    ),
+    "linear after a warm-up": (
+        dict(schedule="linear", **CURVE),
+        lambda peak: optax.join_schedules(
+            [optax.linear_schedule(0, peak, 2), optax.linear_schedule(peak, 0, 4)], [2]
+        ),
+    ),
+    "cosine": (
+        dict(schedule="cosine", epochs=2.5),
+        lambda peak: optax.cosine_decay_schedule(peak, 5),
+    ),
+    "cosine after a warm-up": (
+        dict(schedule="cosine", end=0.01, **CURVE),
+        lambda peak: optax.warmup_cosine_decay_schedule(0, peak, 2, 6, 0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_schedules_equal_those_of_optax(graphs, curve):
+    def named(name):
+        return {f"{name}_{part}": value for part, value in CURVES[curve][0].items()}
+
+    schedule = CURVES[curve][1]
+    smoothing: Any = dict(num_layers=2, approximation="iterative")
+    moments: Any = dict(b1=0.8, b2=0.95, weight_decay=0.05, moment_correction=False)
+    expected = {
+        ("adamw", "learning_rate"): optax.adamw(
+            schedule(0.02), b1=0.8, b2=0.95, weight_decay=0.05
+        ),
+        ("sevo_adamw", "learning_rate"): sevo.sevo_adamw(
+            schedule(0.02), graphs, beta=0.6, **moments, **smoothing
+        ),
+        ("sevo_adamw", "beta"): sevo.sevo_adamw(
+            0.02, graphs, beta=schedule(0.6), **moments, **smoothing
+        ),
+    }
+    for (name, field), optimizer in expected.items():
+        mine = make_optimizer(config(name, **named(field)), graphs, steps_per_epoch=2)
+        assert_same(steps(mine, 8), steps(optimizer, 8))
+        constant = make_optimizer(config(name), graphs)
+        assert not np.array_equal(steps(mine, 8)["table"], steps(constant, 8)["table"])
+
+
+def test_a_schedule_needs_the_steps_of_an_epoch(graphs):
+    scheduled = config("adamw", learning_rate_warmup=1)
+    with pytest.raises(ValueError, match="learning_rate follows .* steps_per_epoch"):
+        make_optimizer(scheduled, graphs)
+    # Beta does not apply to it.
+    make_optimizer(config("adamw", beta_warmup=1), graphs)
+
+
+def test_gradients_are_clipped_before_the_moments(graphs):
+    for name, optimizer in {
+        "sgd": optax.sgd(0.02, momentum=0.7),
+        "sevo_sgd": sevo.sevo_sgd(
+            0.02,
+            graphs,
+            0.7,
+            weight_decay=0.05,
+            beta=0.6,
+            num_layers=2,
+            approximation="iterative",
+        ),
+    }.items():
+        clipped = optax.chain(optax.clip_by_global_norm(0.5), optimizer)
+        mine = make_optimizer(config(name, clip_norm=0.5), graphs)
+        assert_same(steps(mine), steps(clipped))
+        assert not np.array_equal(steps(mine)["table"], steps(optimizer)["table"])
+
+
+@pytest.mark.parametrize("name", ["sm3", "rprop"])
+def test_one_that_follows_no_schedule_is_refused(graphs, name):
+    scheduled = config(name, learning_rate_warmup=1)
+    with pytest.raises(ValueError, match=f"'{name}' may follow no schedule"):
+        make_optimizer(scheduled, graphs, steps_per_epoch=2)
 
 
 @pytest.mark.parametrize("name", ["sevo_adamw", "sevo_adam", "sevo_sgd", "adamw"])

@@ -11,7 +11,12 @@ import pytest
 from flax import nnx
 
 from sevo_jax.models import MODELS, MFBPRConfig
-from sevo_jax.training import OptimizerConfig, Trainer, optimizer_names
+from sevo_jax.training import (
+    OptimizerConfig,
+    Trainer,
+    make_optimizer,
+    optimizer_names,
+)
 from sevo_jax.training import profiling as profile_module
 from sevo_jax.training.epoch import step_key, train_epoch
 from sevo_jax.training.profiling import (
@@ -148,7 +153,9 @@ def phases_of(**changes):
     config = OptimizerConfig(**changes)
     whole: Any = object()
     trainer: Any = SimpleNamespace(
-        recipe=SimpleNamespace(optimizer=config), smoothing={}, optimizer=whole
+        recipe=SimpleNamespace(optimizer=config),
+        optimizer_of=lambda part: make_optimizer(part, {}),
+        optimizer=whole,
     )
     partial = partial_optimizers(trainer)
     assert [*partial.values()].index(whole) == len(partial) - 1

@@ -1,10 +1,17 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
 from sevo_jax.evaluation import EvaluationConfig
-from sevo_jax.models import GRU4RecConfig, MFBPRConfig, SASRecConfig
+from sevo_jax.models import (
+    MODELS,
+    GRU4RecConfig,
+    MFBPRConfig,
+    SASRec,
+    SASRecConfig,
+)
 from sevo_jax.training import (
     RECIPES,
     GraphConfig,
@@ -151,6 +158,61 @@ def test_json_gives_the_recipe_back(name):
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """What `Towers` has of its own."""
+
+    widths: tuple[int, ...] = (8, 4)
+    names: tuple[str, float] | None = None
+    note: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowersConfig(SASRecConfig):
+    """A configuration with a table, lists and a choice in it."""
+
+    tower: Tower = Tower()
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Towers(SASRec):
+    Config = TowersConfig
+
+
+def test_json_gives_every_field_back(monkeypatch):
+    monkeypatch.setitem(MODELS, "towers", Towers)
+    recipe = Recipe(
+        model="towers",
+        architecture=TowersConfig(tower=Tower((3, 2, 1), ("a", 0.5), "b"), extra={"a": [1]}),
+        optimizer=OptimizerConfig(
+            learning_rate_schedule="cosine",
+            learning_rate_epochs=9.5,
+            learning_rate_warmup=2,
+            learning_rate_end=1e-5,
+            beta_schedule="linear",
+            beta_epochs=3,
+            beta_end=0.5,
+            clip_norm=1.5,
+        ),
+        graph=GraphConfig(max_len=None),
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    for value in ([3, "a"], [True], 3, "ab"):
+        with pytest.raises(
+            ValueError, match=r"architecture.tower.widths is .* must be"
+        ):
+            Recipe.from_dict(
+                {"model": "towers", "architecture": {"tower": {"widths": value}}}
+            )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_alone_has_the_defaults_of_its_config(model):
+    recipe = Recipe(model)
+    assert recipe.architecture == MODELS[model].Config()
+    assert Recipe.from_dict({"model": model}) == recipe
+
+
 def test_left_out_fields_have_their_defaults():
     expected = Recipe(epochs=3, optimizer=OptimizerConfig(beta=0.5))
     assert Recipe.from_dict({"epochs": 3, "optimizer": {"beta": 0.5}}) == expected
@@ -182,6 +244,10 @@ def test_an_unknown_recipe_lists_the_like_ones():
         ({"graph": {"keep": "middle"}}, r"graph\.keep is 'middle'"),
         ({"optimizer": 3}, "optimizer.* is 3: it must be a table"),
         ({"model": "sasrek"}, "model is 'sasrek': .* did you mean sasrec"),
+        ({"model": "mine"}, "choose from bert4rec, .* once the module"),
+        ({"model": ["sasrec"]}, r"model is \['sasrec'\]: it must be str"),
+        ({"model": "gru4rec", "architecture": {"num_heads": 1}}, "ture.num_heads: "),
+        ([1], r"the recipe is \[1\]: it must be a table"),
     ],
 )
 def test_from_dict_refuses_what_is_no_recipe(values, message):
@@ -199,6 +265,13 @@ def test_from_dict_refuses_what_is_no_recipe(values, message):
         (OptimizerConfig, "b2", -0.1, r"in \[0, 1\)"),
         (OptimizerConfig, "beta", 1.0, r"in \[0, 1\)"),
         (OptimizerConfig, "momentum", 1.0, r"in \[0, 1\) or None"),
+        (OptimizerConfig, "clip_norm", 0.0, "above 0 or None"),
+        (OptimizerConfig, "learning_rate_end", -1.0, "at least 0"),
+        (OptimizerConfig, "learning_rate_warmup", -1.0, "at least 0"),
+        (OptimizerConfig, "learning_rate_schedule", "step", "one of constant, lin"),
+        (OptimizerConfig, "learning_rate_epochs", 9.0, "left out, as .* is constant"),
+        (OptimizerConfig, "beta_end", 1.0, r"in \[0, 1\)"),
+        (OptimizerConfig, "beta_end", 0.5, "left out, as .* is constant"),
         (OptimizerConfig, "num_layers", -1, "at least 0"),
         (OptimizerConfig, "approximation", "exact", "one of neumann, iterative"),
         (GraphConfig, "max_len", 1, "at least 2"),
@@ -214,6 +287,16 @@ def test_from_dict_refuses_what_is_no_recipe(values, message):
 def test_values_out_of_range_are_refused(kind, field, value, range_):
     with pytest.raises(ValueError, match=f"{kind.__name__}.{field} is .*{range_}"):
         dataclasses.replace(kind(), **{field: value})
+
+
+def test_the_end_of_a_schedule_follows_its_warm_up():
+    for epochs in (None, 5.0, float("inf")):
+        with pytest.raises(
+            ValueError, match=f"epochs is {epochs}: .* above beta_warmup, as .* linear"
+        ):
+            OptimizerConfig(beta_schedule="linear", beta_warmup=5.0, beta_epochs=epochs)
+    with pytest.raises(ValueError, match="beta is 0.0: .* above 0, as .* is cosine"):
+        OptimizerConfig(beta=0.0, beta_schedule="cosine", beta_epochs=1.0)
 
 
 def test_the_architecture_must_be_of_the_model():
