@@ -16,9 +16,9 @@ from sevo_jax import graphs
 from sevo_jax.cli import _compare, _data, _options, _runs, _train, main
 from sevo_jax.data import InteractionLog, leave_one_out, planted, read, write
 from sevo_jax.evaluation import PAPER_METRICS
-from sevo_jax.models import MODELS
+from sevo_jax.models import MODELS, SASRec, SASRecConfig
 from sevo_jax.reports.comparison import RUN_KEYS, format_table, read_results
-from sevo_jax.training import RECIPES, GraphConfig, load
+from sevo_jax.training import RECIPES, GraphConfig, Recipe, load
 from sevo_jax.training import trainer as trainer_module
 
 SMALL = "--width 8 --max-len 6 --batch-size 64 --epochs 2 --eval-every 1".split()
@@ -222,6 +222,39 @@ def test_the_recipe_to_start_from(args, name):
 def test_every_model_has_recipes_to_start_from(model):
     for args in (["--model", model], ["--model", model, "--data", "x.txt"]):
         assert _runs.preset(args)[1].model == model
+
+
+class Mine(SASRec):
+    Config = type("MyConfig", (SASRecConfig,), {})
+
+
+def test_a_model_without_a_recipe_starts_from_its_defaults(monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "mine", Mine)
+    for args in (["--model", "mine"], ["--model=mine", "--data", "x.txt"]):
+        assert _runs.preset(args) == ("mine", Recipe("mine"))
+    assert _build(_train.Train, _train.NamedOptimizer, args).build() == Recipe("mine")
+    monkeypatch.setattr(Mine, "smoothed", {"user-item": (("users", "items"),)})
+    assert _runs.preset(args)[1].graph == GraphConfig("user-item")
+    monkeypatch.setattr(Mine, "smoothed", {})
+    assert _runs.preset(args)[1] == Recipe("mine").with_optimizer("adamw")
+    wrong = ["train", "--model", "mine", "--optimizer", "sevo_sgd"]
+    _fails(
+        capsys, wrong, "'sevo_sgd' has nothing to smooth", "choose another optimizer"
+    )
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        ("--model xyz", ["model 'xyz'", *MODELS]),
+        ("--recipe sasrec-beuty", ["did you mean sasrec-beauty"]),
+        ("--recipe xyz", ["choose from ", "stosa-toys"]),
+        ("--recipe sasrec-toys --model stosa", ["is for the model 'sasrec'"]),
+    ],
+)
+def test_a_wrong_model_or_recipe_is_told_what_there_is(args, parts, capsys):
+    for command in ("train", "compare", "graph"):
+        _fails(capsys, [command, *args.split()], *parts)
 
 
 def _build(command, shared, args):

@@ -18,6 +18,7 @@ from sevo_jax._files import is_empty
 from sevo_jax._messages import shown
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.evaluation import EvaluationConfig
+from sevo_jax.graphs.kinds import KINDS
 from sevo_jax.models import MODELS
 from sevo_jax.training import (
     RECIPES,
@@ -96,7 +97,11 @@ def preset(args: Sequence[str]) -> tuple[str, Recipe]:
 
     It is found before the other options are read, so that it can be their default and
     ``--help`` shows its values. Without ``--recipe`` it is the one for the built-in
-    log, or for data of the user's the one for Beauty.
+    log, or for data of the user's the one for Beauty. A model that has no recipe starts
+    from the defaults of its `Config`.
+
+    Returns:
+      The recipe's name, or the model's if it has none, and the recipe.
 
     Raises:
       ValueError: there is no such recipe or model, or they do not go together.
@@ -105,24 +110,29 @@ def preset(args: Sequence[str]) -> tuple[str, Recipe]:
     for name in ("--recipe", "--model", "--data"):
         parser.add_argument(name, nargs="?")
     given, _ = parser.parse_known_args(args)
-    if given.model is not None and given.model not in MODELS:
+    if given.model not in (None, *MODELS):
         raise ValueError(
             f"model {shown(given.model)}: {suggestion(given.model, MODELS)}"
         )
+    if given.recipe is not None:
+        recipe = find_recipe(given.recipe)
+        if given.model not in (None, recipe.model):
+            raise ValueError(
+                f"recipe {given.recipe!r} is for the model {recipe.model!r}, not "
+                f"{given.model!r}: leave out --model or choose another --recipe"
+            )
+        return given.recipe, recipe
+    model = given.model or Recipe.model
     dataset = "synthetic" if given.data is None else "beauty"
     # A model may have several for a dataset, by graph: the first one listed.
-    name = given.recipe or next(
-        name
-        for name, recipe in RECIPES.items()
-        if recipe.model == (given.model or "sasrec") and name.endswith(f"-{dataset}")
-    )
-    recipe = find_recipe(name)
-    if given.model not in (None, recipe.model):
-        raise ValueError(
-            f"recipe {name!r} is for the model {recipe.model!r}, not {given.model!r}: "
-            "leave out --model or choose another --recipe"
-        )
-    return name, recipe
+    for name, recipe in RECIPES.items():
+        if recipe.model == model and name.endswith(f"-{dataset}"):
+            return name, recipe
+    smoothed = MODELS[model].smoothed
+    if not smoothed:
+        return model, Recipe(model).with_optimizer("adamw")
+    kind = next(kind for kind in KINDS if KINDS[kind].links in smoothed)
+    return model, Recipe(model, graph=GraphConfig(kind))
 
 
 def as_options(recipe: Recipe, optimizer: type[OptimizerConfig]) -> dict[str, Any]:

@@ -305,12 +305,7 @@ class Trainer:
         self, config: OptimizerConfig
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer that `config` names, over the graphs and epochs of this one."""
-        steps = None
-        if config.follows_schedule:
-            epochs = self.new_model(0).epochs(
-                self.split.train, batch_size=self.recipe.batch_size, seed=0
-            )
-            steps = epochs.num_steps
+        steps = self.epochs(0).num_steps if config.follows_schedule else None
         return make_optimizer(config, self.smoothing, steps_per_epoch=steps)
 
     def start(self, seed: int, optimizer: Any = None) -> TrainState:

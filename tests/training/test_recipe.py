@@ -183,7 +183,9 @@ def test_json_gives_every_field_back(monkeypatch):
     monkeypatch.setitem(MODELS, "towers", Towers)
     recipe = Recipe(
         model="towers",
-        architecture=TowersConfig(tower=Tower((3, 2, 1), ("a", 0.5), "b"), extra={"a": [1]}),
+        architecture=TowersConfig(
+            tower=Tower((3, 2, 1), ("a", 0.5), "b"), extra={"a": [1]}
+        ),
         optimizer=OptimizerConfig(
             learning_rate_schedule="cosine",
             learning_rate_epochs=9.5,
