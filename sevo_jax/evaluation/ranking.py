@@ -66,16 +66,24 @@ def target_ranks(
       >>> target_ranks(scores, jnp.array([3]), jnp.array([[0, 0, -1]])).tolist()
       [2.5]
     """
+    seen = jnp.sort(seen, axis=1)
+    again = jnp.diff(seen, axis=1, prepend=-1) == 0
+    return _ranks(scores, targets, jnp.where(again, -1, seen))
+
+
+def _ranks(
+    scores: Float[Array, "b n"], targets: Int[Array, " b"], seen: Int[Array, "b m"]
+) -> Float[Array, " b"]:
+    """As `target_ranks`, of seen items that are distinct."""
     targets = targets[:, None]
     target = jnp.take_along_axis(scores, targets, axis=1)
 
     def halves(scores):
         return jnp.where(scores > target, 2, jnp.where(scores == target, 1, 0))
 
-    seen = jnp.sort(seen, axis=1)
-    counts = (jnp.diff(seen, axis=1, prepend=-1) > 0) & (seen != targets)
     # Padding reads item 0 and does not count: a negative index would wrap around.
     of_seen = halves(jnp.take_along_axis(scores, jnp.maximum(seen, 0), axis=1))
+    counts = (seen >= 0) & (seen != targets)
     total = jnp.sum(halves(scores), axis=1) - jnp.sum(of_seen * counts, axis=1)
     # The target is tied with itself.
     return 1 + (total - 1) / jnp.float32(2)
@@ -287,7 +295,7 @@ def _batch_ranks(
     """Ranks; NaN where a score of the row is not finite."""
     scores = nnx.merge(graphdef, state).score(inputs)
     finite = jnp.isfinite(scores).all(axis=1)
-    return jnp.where(finite, target_ranks(scores, targets, seen), jnp.nan)
+    return jnp.where(finite, _ranks(scores, targets, seen), jnp.nan)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "k"))
@@ -302,6 +310,8 @@ def _batch_top(
     """Best items, their scores, and whether all scores of a row are finite."""
     scores = nnx.merge(graphdef, state).score(inputs)
     finite = jnp.isfinite(scores).all(axis=1)
+    # Otherwise 0 came before -0, which is equal to it.
+    scores = jnp.where(scores == 0, 0, scores)
     # An index out of range is dropped, and so is the padding.
     columns = jnp.where(seen < 0, scores.shape[1], seen)
     rows = jnp.arange(scores.shape[0])[:, None]
@@ -363,12 +373,12 @@ def _seen(histories: Sequences, seen: Seen) -> Sequences:
 def _padded(sequences: Sequences) -> Int[np.ndarray, "b m"]:
     """Ragged rows as one array, padded with -1 on the right.
 
-    Its width is 8, 32, 128, ...: few to compile for.
+    Its width is 8, 64, 512, ...: few to compile for.
     """
     lengths = sequences.lengths
     width = 8
     while width < lengths.max(initial=0):
-        width *= 4
+        width *= 8
     padded = np.full((len(sequences), width), -1, np.int32)
     padded[np.arange(width) < lengths[:, None]] = sequences.values
     return padded

@@ -130,8 +130,7 @@ class MaskedEpochs:
         self._lengths = lengths
         self._starts = np.cumsum(lengths) - lengths
         self._items = sequences.values + item_offset
-        from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
-        self._positions = max_len - from_end
+        self._positions = ranges(max_len - lengths, lengths)
         self.num_rows = base_rows(lengths, batch_size, max_len)
         self.num_masked = _base_masked(lengths, batch_size, mask_prob)
 
@@ -150,7 +149,7 @@ class MaskedEpochs:
         rows = PackedRows(lengths, steps, self.max_len, self.num_rows)
         step, cell = np.nonzero(rows.fill(hidden).reshape(self.num_steps, -1))
         counts = np.bincount(step, minlength=self.num_steps)
-        column = np.arange(step.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        column = ranges(0, counts)
         width = max(self.num_masked, round_up(counts.max(), _MASKED_MULTIPLE))
         masked, labels = np.zeros((2, self.num_steps, width), np.int32)
         masked[step, column] = cell

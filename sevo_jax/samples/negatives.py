@@ -99,8 +99,7 @@ def distinct_items(train: Sequences, num_items: int) -> Sequences:
     if distinct.lengths.max(initial=0) == num_items:
         user = train.name(int(np.argmax(distinct.lengths)))
         raise ValueError(
-            f"the training items of user {user} are all "
-            f"{num_items} items: no negative can be drawn; leave the user out or "
-            "filter the log"
+            f"the training items of user {user} are all {num_items} items: no negative "
+            "can be drawn; leave the user out or filter the log"
         )
     return distinct

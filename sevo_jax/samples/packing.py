@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, ranges
 from sevo_jax.samples.negatives import NegativeSampler
 
 _ROW_MULTIPLE = 8
@@ -111,12 +111,11 @@ class PackedEpochs:
         # Everything but the order and the negatives is the same in every epoch: one
         # entry a cell, the cells of user after user.
         lengths = np.minimum(train.lengths[users] - 1, max_len)
-        ends = np.cumsum(lengths)
         self._lengths = lengths
-        self._offsets = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         self._users = np.repeat(users, lengths)
         self._num_pads = np.repeat(max_len - lengths, lengths)
-        targets = np.repeat(train.offsets[users + 1] - lengths, lengths) + self._offsets
+        self._positions = ranges(max_len - lengths, lengths)
+        targets = ranges(train.offsets[users + 1] - lengths, lengths)
         self._targets = train.values[targets] + item_offset
         self._inputs = train.values[targets - 1] + item_offset
         self.num_rows = base_rows(lengths, batch_size, max_len)
@@ -139,7 +138,7 @@ class PackedEpochs:
             targets=rows.fill(self._targets),
             negatives=rows.fill(negatives),
             segments=rows.fill(rows.segments),
-            positions=rows.fill(self._num_pads + self._offsets),
+            positions=rows.fill(self._positions),
             num_pads=rows.fill(self._num_pads),
         )
 
@@ -183,9 +182,7 @@ class PackedRows:
                 num_rows = round_up(used, _ROW_MULTIPLE)
         self.shape = (len(steps), num_rows, width)
         self.segments = np.repeat(column + 1, lengths)
-        first_cell = (step * num_rows + row) * width + column
-        self._cells = np.repeat(first_cell - (np.cumsum(lengths) - lengths), lengths)
-        self._cells += np.arange(self._cells.size)
+        self._cells = ranges((step * num_rows + row) * width + column, lengths)
 
     def fill(self, values: np.ndarray) -> np.ndarray:
         """Returns `values` `[lengths.sum()]`, sample after sample, in their cells.

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, ranges
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import pack, round_up
 
@@ -178,18 +178,17 @@ class PrefixEpochs:
         # Step by step, for there may be a hundred million cells.
         for inputs, begins, runs in zip(batch.inputs, batch.starts, steps, strict=True):
             begins.reshape(-1)[starts[runs]] = True
-            inputs.reshape(-1)[_ranges(starts[runs], lengths[runs])] = self._items[
-                _ranges(firsts[runs], lengths[runs])
-            ]
+            cells = ranges(starts[runs], lengths[runs])
+            inputs.reshape(-1)[cells] = self._items[ranges(firsts[runs], lengths[runs])]
 
         # The places of a step's targets follow each other from the first on.
         skipped = lengths - counts
         places = step * self.num_targets + ends - counts - (ends - counts)[cuts[step]]
-        places = _ranges(places, counts)
+        places = ranges(places, counts)
         negatives = self.sampler.sample(rng, np.repeat(users, counts))
         for field, values in (
-            (batch.cells, _ranges(starts + skipped, counts)),
-            (batch.targets, self._items[_ranges(firsts + skipped + 1, counts)]),
+            (batch.cells, ranges(starts + skipped, counts)),
+            (batch.targets, self._items[ranges(firsts + skipped + 1, counts)]),
             (batch.negatives, negatives + self.item_offset),
         ):
             field.reshape(-1)[places] = values
@@ -207,7 +206,7 @@ class PrefixEpochs:
 def _prefixes(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
     """The prefixes of users with so many targets, a run each (see `_chunks`)."""
     user = np.repeat(np.arange(num_targets.size), num_targets)
-    size = 1 + _ranges(np.zeros_like(num_targets), num_targets)
+    size = ranges(1, num_targets)
     lengths = np.minimum(size, max_len)
     return user, size - lengths, lengths, np.ones_like(lengths)
 
@@ -223,13 +222,7 @@ def _chunks(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
     fresh = max_len - warm_up
     num_runs = 1 + -(-np.maximum(num_targets - max_len, 0) // fresh)
     user = np.repeat(np.arange(num_targets.size), num_runs)
-    number = _ranges(np.zeros_like(num_runs), num_runs)
+    number = ranges(0, num_runs)
     first = number * fresh
     lengths = np.minimum(num_targets[user] - first, max_len)
     return user, first, lengths, np.where(number == 0, lengths, lengths - warm_up)
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers `start..start + length - 1`, of range after range."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)

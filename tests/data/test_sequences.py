@@ -121,3 +121,14 @@ def test_rows_keep_their_names():
         assert [each.name(i) for i in range(2)] == ["ann", "bob"]
         assert len(each.name(2)) == 60
     assert Sequences.from_lists([[1], [2]]).last(1).name(1) == "1"
+
+
+def test_rows_that_are_taken_keep_their_names():
+    rows = Sequences(
+        np.array([3, 1, 3, 5], np.int32), np.array([0, 3, 4]), np.array(["bo", "al"])
+    )
+    for some in (rows, rows.distinct(), rows.last(1), rows.append(np.array([-1, 2]))):
+        assert [some.name(row) for row in range(2)] == ["bo", "al"]
+    taken = rows.take(np.array([1, 1, 0]))
+    assert [row.tolist() for row in taken] == [[5], [5], [3, 1, 3]]
+    assert [taken.name(row) for row in range(3)] == ["al", "al", "bo"]

@@ -128,6 +128,16 @@ def test_a_score_that_is_not_finite_is_an_error(next_item_table, bad):
         recommend(model, Sequences.from_lists([[1], [2]]), 1)
 
 
+def test_who_has_no_ranking_is_named_as_the_log_does(next_item_table):
+    users = np.repeat(["zoe", "anna"], 4)
+    items = np.array([0, 1, 2, 3, 3, 2, 1, 0])
+    split = leave_one_out(InteractionLog.from_columns(users, items, name="named"))
+    table = np.zeros((4, 4))
+    table[1] = np.nan  # The last train item of zoe, who is user 1.
+    with pytest.raises(FloatingPointError, match=r"valid items, first user zoe\)"):
+        evaluate(next_item_table(table), split, "valid")
+
+
 def test_bad_arguments_are_refused(next_item_table):
     model = next_item_table(np.zeros((3, 3)))
     with pytest.raises(
