@@ -80,7 +80,7 @@ def fused(params, state, graph, gradient):
     direction = mu / (jnp.sqrt(nu) + EPS)
     out = direction
     for _ in range(LAYERS):
-        out = direction + BETA * graph @ out
+        out = direction + BETA * (graph @ out)
     factor = LR / sum(BETA**layer for layer in range(LAYERS + 1))
     table = params[NAME]
     return {NAME: (1 - LR * DECAY) * table - factor * out}, (count, mu, nu)
