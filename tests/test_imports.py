@@ -3,15 +3,13 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 import sevo_jax
 
 ROOT = Path(sevo_jax.__file__).parent
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = [
-    ("_checks", "_files", "states"),
+    ("_checks", "_files", "_messages", "_timing", "states"),
     ("operators",),
     ("smoothing",),
     ("graphs",),
@@ -41,7 +39,8 @@ def imports():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from ((module, name.name) for name in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module and not node.level, f"{path}: a relative import"
                 for name in node.names:
                     yield module, f"{node.module}.{name.name}"
 
@@ -79,6 +78,10 @@ def test_one_module_has_to_do_with_jax_sparse():
     assert using - elsewhere
 
 
-@pytest.mark.parametrize("part", LEVEL)
-def test_layers_exist(part):
-    assert (ROOT / part).is_dir() or (ROOT / f"{part}.py").exists()
+def test_every_part_has_its_layer():
+    parts = {
+        path.stem
+        for path in ROOT.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__"} == set(LEVEL)

@@ -6,9 +6,9 @@ by row, unique and flagged so. What consumes a graph (``sevo_jax.prepare``, the
 optimizers) normalises it.
 """
 
+from sevo_jax.graphs._archive import load, save
 from sevo_jax.graphs._attributes import shared_attributes
 from sevo_jax.graphs._bipartite import bipartite
 from sevo_jax.graphs._cooccurrence import cooccurrence
-from sevo_jax.graphs.io import load, save
 
 __all__ = ["bipartite", "cooccurrence", "load", "save", "shared_attributes"]

@@ -1,6 +1,7 @@
 """The operator of a graph: made once on the host, applied by the fastest product."""
 
 from sevo_jax.operators._adjacency import (
+    Adjacency,
     AdjacencyLike,
     as_csr,
     bcoo_from_scipy,
@@ -18,6 +19,7 @@ from sevo_jax.operators._operator import (
 from sevo_jax.operators._sharded import ShardedGraphOperator, shard_rows
 
 __all__ = [
+    "Adjacency",
     "AdjacencyLike",
     "CSROperator",
     "GraphOperator",

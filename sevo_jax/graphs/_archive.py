@@ -10,21 +10,20 @@ import numpy as np
 import scipy.sparse
 from jax.experimental.sparse import BCOO
 
-from sevo_jax import operators
+from sevo_jax import _messages, operators
 from sevo_jax._files import replacing
 
 _FORMAT = "sevo_jax.graph"
 _VERSION = 1
 # Little-endian whatever the machine.
+_LABELS = {"format": f"<U{len(_FORMAT)}", "version": "<i8"}
 _ARRAYS = {"shape": "<i8", "indptr": "<i8", "indices": "<i4", "data": "<f4"}
+_DTYPES = {name: np.dtype(dtype) for name, dtype in (_LABELS | _ARRAYS).items()}
 # Where a mapped array may begin; JAX's own alignment.
 _ALIGNMENT = 64
 
 
-def save(
-    path: str | os.PathLike[str],
-    adjacency: BCOO | scipy.sparse.sparray | scipy.sparse.spmatrix,
-) -> None:
+def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
     """Writes a graph to a file that :func:`load` reads back.
 
     The file is an uncompressed NumPy archive of the arrays of the compressed sparse
@@ -36,13 +35,14 @@ def save(
     Args:
       path: the file, in an existing folder; ``.npz`` by custom, nothing is
         appended to the name.
-      adjacency: the graph, ``[n, n]``, not normalised; its weights are stored in
-        float32.
+      adjacency: the graph ``[n, n]``, as ``prepare`` takes it but not prepared; its
+        weights are stored in float32.
 
     Raises:
       FileNotFoundError: if the folder does not exist.
-      TypeError: if ``adjacency`` is no sparse matrix, or has been prepared.
-      ValueError: if ``adjacency`` is not square or an index is out of range.
+      TypeError: if ``adjacency`` is no graph, or has been prepared.
+      ValueError: if ``adjacency`` is not square, an index is out of range, or a weight
+        does not fit in float32.
 
     Examples:
       >>> import pathlib, tempfile
@@ -72,10 +72,7 @@ def save(
     with replacing(path) as temporary, open(temporary, "xb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in contents.items():
-                array = np.asarray(content, _ARRAYS.get(name))
-                _write(file, archive, name, array)
-        file.flush()
-        os.fsync(file.fileno())
+                _write(file, archive, name, np.asarray(content, _DTYPES[name]))
 
 
 def _write(
@@ -132,55 +129,53 @@ def load(
         try:
             matrix = _read(file)
             return matrix if mmap else operators.bcoo_from_scipy(matrix)
-        # Damaged bytes make zipfile and NumPy raise errors of many kinds.
+        # Damaged bytes make zipfile and NumPy raise errors of many kinds and lengths.
         except Exception as error:
-            raise ValueError(f"cannot load the graph {path}: {error}") from error
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise ValueError(f"cannot load the graph {path}: {reason}") from error
 
 
 def _read(file: BinaryIO) -> scipy.sparse.csr_array:
     """Returns the matrix in an open file, refusing one that is not as it should be."""
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("this is a single array, not an archive of save()")
-    members: Any = archive.zip
-    for name in ("format", "version"):
-        # Before it is read: a few bytes of a damaged file may unfold to gigabytes.
-        if name in archive and members.getinfo(f"{name}.npy").file_size > 2**12:
-            raise ValueError(f"its {name} is not what save() writes")
-    if "format" not in archive or str(archive["format"]) != _FORMAT:
-        raise ValueError(f"not written by save(): it holds {sorted(archive.files)}")
-    version = int(archive["version"])
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    if not {f"{name}.npy" for name in _LABELS} <= set(names):
+        raise ValueError(f"not written by save(): it holds {_messages.listed(names)}")
+    if _map(file, archive, "format").tolist() != _FORMAT:
+        raise ValueError("not written by save(), by its format")
+    version = _map(file, archive, "version").tolist()
     if version != _VERSION:
         raise ValueError(
             f"its format has version {version}, but this release reads {_VERSION}: "
             "upgrade sevo_jax, or save the graph again"
         )
-    arrays = [
-        _map(file, archive.zip, name, np.dtype(dtype))
-        for name, dtype in _ARRAYS.items()
-    ]
-    shape, indptr, indices, data = arrays
+    shape, indptr, indices, data = (_map(file, archive, name) for name in _ARRAYS)
+    sides = shape.tolist()
     # SciPy's own check lets some broken row pointers pass, and its compiled code
     # then writes out of bounds.
     sound = (
         shape.shape == (2,)
-        and shape[0] == shape[1] >= 0
-        and indptr.shape == (shape[0] + 1,)
+        and sides[0] == sides[1] >= 0
+        and indptr.shape == (sides[0] + 1,)
         and indptr[0] == 0
         and (np.diff(indptr) >= 0).all()
         and indices.shape == data.shape == (indptr[-1],)
-        and (indices.size == 0 or 0 <= indices.min() <= indices.max() < shape[0])
+        and (indices.size == 0 or 0 <= indices.min() <= indices.max() < sides[0])
     )
     if not sound:
         raise ValueError("its arrays do not describe the rows of a square matrix")
     # SciPy has one type for both kinds of indices, and would copy the others.
     if indptr[-1] <= np.iinfo(np.int32).max:
         indptr = indptr.astype(np.int32)
-    return scipy.sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+    return scipy.sparse.csr_array((data, indices, indptr), shape=tuple(sides))
 
 
-def _map(file: BinaryIO, archive: Any, name: str, dtype: np.dtype) -> np.ndarray:
-    """One array of the archive in ``file``, checked and mapped."""
+def _map(file: BinaryIO, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of the archive in ``file``, checked and mapped.
+
+    None is unpacked, so that a file takes no more memory than its own size.
+    """
+    dtype = _DTYPES[name]
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)

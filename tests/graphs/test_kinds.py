@@ -1,0 +1,86 @@
+"""The graphs of a recipe, on logs in which users repeat items, against loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sevo_jax.data import InteractionLog, leave_one_out
+from sevo_jax.graphs import kinds
+
+logs = st.lists(
+    st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=6
+)
+
+
+def split_of(rows):
+    users = [user for user, row in enumerate(rows) for _ in row]
+    items = [f"i{item}" for row in rows for item in row]
+    split = leave_one_out(InteractionLog.from_columns(users, items, name="random"))
+    # Users of three interactions or fewer are for training as they are.
+    train = [row[:-2] if len(row) > 3 else row for row in rows]
+    number = {name: item for item, name in enumerate(split.log.item_ids.tolist())}
+    return split, [[number[f"i{item}"] for item in row] for row in train]
+
+
+@settings(max_examples=60)
+@given(
+    rows=logs,
+    item_offset=st.integers(0, 2),
+    max_len=st.none() | st.integers(2, 9),
+    keep=st.sampled_from(["first", "last"]),
+    max_hop=st.integers(1, 3),
+    weighting=st.sampled_from(["frequency", "distance"]),
+)
+def test_items_that_follow_each_other(
+    to_dense, rows, item_offset, max_len, keep, max_hop, weighting
+):
+    split, train = split_of(rows)
+    nodes = split.num_items + item_offset
+    expected = np.zeros((nodes, nodes))
+    for row in train:
+        length = len(row) if max_len is None else max_len
+        row = row[:length] if keep == "first" else row[-length:]
+        for place, item in enumerate(row):
+            for hop, other in enumerate(row[place + 1 : place + 1 + max_hop], 1):
+                weight = 1 / hop if weighting == "distance" else 1
+                expected[item + item_offset, other + item_offset] += weight
+                expected[other + item_offset, item + item_offset] += weight
+    config = kinds.GraphConfig(
+        max_len=max_len, keep=keep, max_hop=max_hop, weighting=weighting
+    )
+    found = to_dense(kinds.build(config, split, item_offset))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@settings(max_examples=60)
+@given(rows=logs, item_offset=st.integers(0, 2))
+def test_users_and_their_items(to_dense, rows, item_offset):
+    split, train = split_of(rows)
+    first_item = split.num_users + item_offset
+    expected = np.zeros((first_item + split.num_items,) * 2)
+    for user, row in enumerate(train):
+        for item in row:
+            expected[user, first_item + item] = expected[first_item + item, user] = 1
+    config = kinds.GraphConfig(kind="user-item")
+    np.testing.assert_array_equal(
+        to_dense(kinds.build(config, split, item_offset)), expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(kind="items"),
+            "GraphConfig.kind is 'items': it must be one of item-item",
+        ),
+        (dict(max_len=1), "GraphConfig.max_len is 1: it must be at least 2"),
+        (dict(max_hop=0), "GraphConfig.max_hop is 0: it must be at least 1"),
+        (dict(keep="middle"), "GraphConfig.keep is 'middle'"),
+        (dict(weighting="age"), "GraphConfig.weighting is 'age'"),
+    ],
+)
+def test_fields_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        kinds.GraphConfig(**changes)
