@@ -104,7 +104,7 @@ def _check_type(path: Path, title: str, field: Any) -> None:
     from pyarrow import types
 
     kind = field.type
-    if title == "user" and types.is_dictionary(kind):
+    if types.is_dictionary(kind):
         kind = kind.value_type
     is_integer = types.is_integer(kind)
     is_time = is_integer or types.is_floating(kind) or types.is_temporal(kind)
@@ -115,7 +115,7 @@ def _check_type(path: Path, title: str, field: Any) -> None:
     }[title]
     if not fits:
         raise ValueError(
-            f"{path}: the column {field.name!r} of the {title}s is {field.type}, but "
+            f"{path}: the column {field.name!r} of the {title}s is {kind}, but "
             f"must hold {wanted}: convert it first"
         )
 
@@ -172,10 +172,10 @@ def _complete(path: Path, name: str, array: Any, row: int) -> Any:
     from pyarrow import types
 
     compute: Any = pyarrow.compute
-    if types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     with damaged(f"{path}"):
         array.validate(full=True)
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     present = array.is_valid()
     if types.is_floating(array.type):
         present = compute.and_kleene(present, compute.is_finite(array))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,10 +40,14 @@ def number(column: Any, title: str, *, tokens: bool = False) -> ids.Numbered:
     """Numbers a column of ids as `sevo_jax.data.ids` does.
 
     Args:
-      column: a `pyarrow.ChunkedArray` of numbers or text, nothing missing.
+      column: a `pyarrow.ChunkedArray` of numbers, text or categories, none missing.
       title: "user" or "item".
       tokens: whether it comes from a file of text, where numbers are text at first.
     """
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        return ids.in_order(*categories(column), title)
     encoded = column.dictionary_encode().combine_chunks()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     entries = encoded.dictionary.to_numpy(zero_copy_only=False)
@@ -51,6 +56,21 @@ def number(column: Any, title: str, *, tokens: bool = False) -> ids.Numbered:
     if entries.dtype.kind == "O":
         return ids.in_order(entries.tolist(), codes, title)
     return ids.in_order(entries, codes, title)
+
+
+def categories(column: Any) -> tuple[list[str | None], np.ndarray]:
+    """The distinct texts of a column of categories, and which of them each row has.
+
+    Args:
+      column: a `pyarrow.ChunkedArray` of categories that are text.
+    """
+    array = column.unify_dictionaries().combine_chunks()
+    texts = array.dictionary.to_numpy(zero_copy_only=False).tolist()
+    indices = array.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+    texts, position = ids.distinct([*texts, None])
+    codes = position[indices]
+    used = np.bincount(codes, minlength=len(texts)) > 0
+    return list(compress(texts, used)), (np.cumsum(used) - 1)[codes]
 
 
 def times_of_text(column: Any) -> np.ndarray:

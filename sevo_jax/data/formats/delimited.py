@@ -229,7 +229,7 @@ def _find_table(
         try:
             positions = find(where, names, columns)
             if named or has_usual_name(names):
-                return _Table(delimiter, quoted, names, first.line, positions)
+                return _Table(delimiter, quoted, first.fields, first.line, positions)
         except ValueError as error:
             if len(names) > widest:
                 refusal, widest = f"{error}", len(names)
@@ -238,7 +238,8 @@ def _find_table(
             positions = find(where, names, {**default, **columns})
         is_header = _is_header(names, second.fields, positions)
         header_lines = first.line if is_header else 0
-        possible.append(_Table(delimiter, quoted, names, header_lines, positions))
+        table = _Table(delimiter, quoted, first.fields, header_lines, positions)
+        possible.append(table)
     # What is cut by one delimiter should not hold another; and blanks cut whatever
     # another cuts, and more.
     possible = [each for each in possible if not _holds_another(each)] or possible
@@ -348,6 +349,9 @@ def _parse_with_arrow(body: bytes, table: _Table) -> Columns:
         compute.match_substring_regex(parsed["0"], f"^(?:{_COMMENT.pattern})")
     ).as_py():
         raise ValueError("comments")
+    name = table.first[user]
+    if table.header_lines and compute.index(parsed[str(user)], name).as_py() >= 0:
+        raise ValueError("a line that may be the header again")
     return (
         arrow.number(parsed[str(user)], "user", tokens=True),
         arrow.number(parsed[str(item)], "item", tokens=True),
@@ -371,6 +375,8 @@ def _scan(
             line = _character(table.delimiter).join(fields)
             line = line.replace(_UNIT_SEPARATOR, table.delimiter)
             fault = f"{len(fields)} fields instead of {width}: {shown(line)}"
+        if not fault and table.header_lines and fields == table.first:
+            fault = f"the header again, {shown(fields)}"
         if not fault:
             fault = _id_fault("user", fields[user_at]) or _id_fault(
                 "item", fields[item_at]

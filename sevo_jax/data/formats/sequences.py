@@ -55,6 +55,8 @@ def read(source: Source, request: Request) -> InteractionLog:
         raise request.faults.nothing_left(where)
     _refuse_header(where, rows)
     users, codes = ids.distinct(rows.users)
+    if len(users) == len(rows.items) > 2:
+        _refuse_map(f"{where}:{rows.numbers[0]}", rows)
     if len(users) < len(rows.users) and set(rows.lengths) != {1}:
         rows = _each_once(where, rows, request.faults)
         users, codes = ids.distinct(rows.users)
@@ -138,6 +140,18 @@ def _refuse_header(where: str, rows: _Rows) -> None:
                 f"{where}:{rows.numbers[0]}: the line {_shown(b' '.join(first))} looks "
                 "like names of columns, as numbers follow: delete it, or name the "
                 "columns of a table, user=..., item=... (--user-column, --item-column)"
+            )
+
+
+def _refuse_map(where: str, rows: _Rows) -> None:
+    """Refuses pairs whose second column numbers the first, each line the next."""
+    for start in (0, 1):
+        numbers = [b"%d" % i for i in range(start, start + len(rows.items))]
+        if rows.items == numbers != rows.users:
+            raise ValueError(
+                f"{where}: this is a map that numbers ids, not a log, as each line has "
+                "another id and the next number; if they are interactions, give the "
+                "columns, user=..., item=... (--user-column, --item-column)"
             )
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from sevo_jax._files import replacing
 from sevo_jax._messages import listed, shown
-from sevo_jax.data import ids
 from sevo_jax.data.formats import arrow
 from sevo_jax.data.formats.columns import Positions, find, option
 from sevo_jax.data.formats.request import Faults, Request, warn
@@ -23,6 +22,10 @@ from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.times import TimeParser, ranked
 
 _TITLES = Positions._fields
+
+# A row of a log takes bytes. A file of few bytes and many rows fills the memory.
+_MOST_ROWS_A_BYTE = 100
+_ALWAYS_FIT = 2**24
 
 
 def read_parquet(source: Source, request: Request) -> InteractionLog:
@@ -36,7 +39,7 @@ def read_parquet(source: Source, request: Request) -> InteractionLog:
     if source.is_stdin or source.packing:
         files = [(source.where, pyarrow.BufferReader(source.read()))]
     else:
-        files = [(os.fspath(part), part) for part in parts(source.path)]
+        files = [(f"{part}", part) for part in parts(source.path)]
     tables = []
     for where, file in files:
         with open_parquet(where, file) as parquet:
@@ -99,17 +102,35 @@ def parts(path: str | os.PathLike) -> list[Path]:
 
 @contextlib.contextmanager
 def open_parquet(where: str, file: Any) -> Iterator[Any]:
-    """Opens a `pyarrow.parquet.ParquetFile`.
+    """Opens a `pyarrow.parquet.ParquetFile`, whose texts are read as categories.
+
+    Args:
+      where: what messages begin with.
+      file: a path or a `pyarrow.BufferReader`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no Parquet file.
+      ValueError: it is no Parquet file, or has more rows than fit in its size.
     """
     from pyarrow import parquet
 
     with damaged(where):
-        opened = parquet.ParquetFile(file, page_checksum_verification=True)
+        metadata = parquet.read_metadata(file)
+        fields = metadata.schema.to_arrow_schema()
+        opened = parquet.ParquetFile(
+            file,
+            metadata=metadata,
+            read_dictionary=[each.name for each in fields if arrow.is_text(each.type)],
+            page_checksum_verification=True,
+        )
+    size = os.path.getsize(file) if isinstance(file, Path) else file.size()
+    most = max(_ALWAYS_FIT, _MOST_ROWS_A_BYTE * size)
     with opened:
+        if metadata.num_rows > most:
+            raise ValueError(
+                f"{where}: {metadata.num_rows:,} rows in {size:,} bytes, which are not "
+                "those of a log: write it anew if they are"
+            )
         yield opened
 
 
@@ -152,6 +173,7 @@ def _cleaned(where: str, table: Any, faults: Faults) -> tuple[str, list[Any]]:
     """The columns in a few simple types, without the rows at fault."""
     import pyarrow
     import pyarrow.compute
+    from pyarrow import types
 
     compute: Any = pyarrow.compute
     columns, bad, first = [], np.zeros(table.num_rows, bool), (table.num_rows, "")
@@ -167,14 +189,14 @@ def _cleaned(where: str, table: Any, faults: Faults) -> tuple[str, list[Any]]:
         faults.add(where, first[1], int(bad.sum()))
         columns = [compute.filter(column, pyarrow.array(~bad)) for column in columns]
     for at, title in enumerate(_TITLES[:2]):
-        if not arrow.is_text(columns[at].type):
+        if not types.is_dictionary(columns[at].type):
             with damaged(where):
                 columns[at] = columns[at].cast(pyarrow.int64())
     return where, columns
 
 
 def _simple(where: str, title: str, name: str, column: Any) -> Any:
-    """The column as numbers, large strings or, for times, dates.
+    """The column as numbers, categories of text or, for times, dates.
 
     Raises:
       ValueError: it is something else.
@@ -182,20 +204,19 @@ def _simple(where: str, title: str, name: str, column: Any) -> Any:
     import pyarrow
     from pyarrow import types
 
-    if types.is_dictionary(column.type):
-        column = _decoded(column)
-    kind = column.type
-    if types.is_null(kind):
-        return column.cast(pyarrow.large_string())
-    if arrow.is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+    is_encoded = types.is_dictionary(column.type)
+    kind = column.type.value_type if is_encoded else column.type
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+    if arrow.is_text(kind) or is_bytes or types.is_null(kind):
         try:
-            column = column.cast(pyarrow.large_string())
-            column.validate(full=True)
-            return column
-        except pyarrow.ArrowInvalid as error:
+            return _categories(column)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowIndexError) as error:
             raise ValueError(
-                f"{where}: column {name!r} holds bytes that are not UTF-8"
+                f"{where}: column {name!r} is damaged, or holds bytes that are not "
+                f"UTF-8 ({_first_line(error)})"
             ) from error
+    if is_encoded:
+        column = column.cast(kind)
     is_number = types.is_integer(kind) or types.is_floating(kind)
     is_date = types.is_timestamp(kind) or types.is_date(kind)
     if is_number or types.is_decimal(kind) or (is_date and title == "timestamp"):
@@ -209,21 +230,22 @@ def _simple(where: str, title: str, name: str, column: Any) -> Any:
     )
 
 
-def _decoded(column: Any) -> Any:
-    """A column of categories as what these are."""
+def _categories(column: Any) -> Any:
+    """Text of any type as categories, so that none is held twice."""
     import pyarrow
 
-    kind = column.type.value_type
-    if not arrow.is_text(kind):
-        return column.cast(kind)
-    # Categories as Polars has them, string views, are decoded by nothing else.
+    column.validate(full=True)
+    if not pyarrow.types.is_dictionary(column.type):
+        column = column.cast(pyarrow.large_string()).dictionary_encode()
     chunks = [
         pyarrow.DictionaryArray.from_arrays(
-            chunk.indices, chunk.dictionary.cast(pyarrow.large_string())
-        ).cast(pyarrow.large_string())
+            chunk.indices.cast(pyarrow.int32()),
+            chunk.dictionary.cast(pyarrow.large_string()),
+        )
         for chunk in column.chunks
     ]
-    return pyarrow.chunked_array(chunks, pyarrow.large_string())
+    kind = pyarrow.dictionary(pyarrow.int32(), pyarrow.large_string())
+    return pyarrow.chunked_array(chunks, kind)
 
 
 def _is_bad(title: str, column: Any) -> np.ndarray:
@@ -233,11 +255,11 @@ def _is_bad(title: str, column: Any) -> np.ndarray:
 
     compute: Any = pyarrow.compute
     kind, is_time = column.type, title == "timestamp"
-    if arrow.is_text(kind):
-        good = compute.not_equal(column, "")
-        if is_time:
-            good = compute.and_kleene(good, pyarrow.array(_are_times(column)))
-    elif is_time:
+    if types.is_dictionary(kind):
+        texts, codes = arrow.categories(column)
+        is_good = _are_times(texts) if is_time else [bool(text) for text in texts]
+        return ~np.array(is_good, bool)[codes]
+    if is_time:
         good = (
             compute.is_finite(column) if types.is_floating(kind) else column.is_valid()
         )
@@ -255,18 +277,28 @@ def _is_bad(title: str, column: Any) -> np.ndarray:
     return ~compute.fill_null(good, False).to_numpy()
 
 
-def _are_times(column: Any) -> np.ndarray:
-    if not column.null_count:
-        with contextlib.suppress(ValueError):
-            arrow.times_of_text(column)
-            return np.ones(len(column), bool)
-    texts, codes = ids.distinct(column.to_pylist())
+def _are_times(texts: list[str | None]) -> list[bool]:
+    """Which of the texts are times, all of one kind."""
+    with contextlib.suppress(ValueError):
+        _quick_times(texts)
+        return [True] * len(texts)
     parse = TimeParser()
-    good = np.zeros(len(texts), bool)
-    for at, text in enumerate(texts):
-        with contextlib.suppress(ValueError):
-            good[at] = text is not None and parse(text) is not None
-    return good[codes]
+    is_good = []
+    for text in texts:
+        try:
+            parse(text or "")
+            is_good.append(True)
+        except ValueError:
+            is_good.append(False)
+    return is_good
+
+
+def _quick_times(texts: list[str | None]) -> np.ndarray:
+    import pyarrow
+
+    if not all(texts):
+        raise ValueError("a time is missing")
+    return arrow.times_of_text(pyarrow.chunked_array([texts], pyarrow.string()))
 
 
 def _fault(title: str, name: str, row: int, value: Any) -> str:
@@ -313,17 +345,18 @@ def _times(where: str, chunks: list[Any]) -> np.ndarray:
     """The times of all parts as an array that sorts as they do."""
     import pyarrow
 
-    if all(arrow.is_text(chunk.type) for chunk in chunks):
-        column = pyarrow.chunked_array(chunks)
+    is_text = {pyarrow.types.is_dictionary(chunk.type) for chunk in chunks}
+    if is_text == {True}:
+        texts, codes = arrow.categories(pyarrow.chunked_array(chunks))
         try:
-            return arrow.times_of_text(column)
+            return _quick_times(texts)[codes]
         except ValueError:
-            return ranked([*map(TimeParser(), column.to_pylist())])
+            return ranked([*map(TimeParser(), map(str, texts))])[codes]
     arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     kinds = {array.dtype.kind for array in arrays}
     if len(kinds) == 1 and kinds <= set("iufM"):
         return np.concatenate(arrays)
-    if "M" in kinds or any(arrow.is_text(chunk.type) for chunk in chunks):
+    if "M" in kinds or True in is_text:
         raise ValueError(
             f"{where}: the times of the parts are not of one type: write all parts "
             "with the same types"

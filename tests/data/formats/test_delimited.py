@@ -259,6 +259,7 @@ def test_other_forms_of_times_are_named(file, fails, time):
         ("// x,y,1", "begins as a comment does"),
         ("% x,y,1", "begins as a comment does"),
         ("%%MatrixMarket,y,1", "begins as a comment does"),
+        ("user,item,time", "the header again"),
         ("x,y", "2 fields instead of 3: 'x,y'"),
         ("x,y,1,2", "4 fields instead of 3"),
         (",y,1", "the user is empty"),
@@ -284,6 +285,15 @@ def test_bad_lines(request, file, as_lists, fails, warnings_of, line, message):
     (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
     assert as_lists(logs[0]) == TIMED
     assert "skipped 1 " in said and "log.csv:4: " in said
+
+
+def test_files_that_were_joined(file, as_lists, fails, warnings_of):
+    path = file("log.csv", "user,item\n1,b\nuser,item\n2,c\nuser,jam\n")
+    fails(lambda: read(path), "log.csv:3: the header again, ['user', 'item']")
+    logs = []
+    (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
+    assert as_lists(logs[0]) == {"1": ["b"], "2": ["c"], "user": ["jam"]}
+    assert "skipped 1 " in said
 
 
 def test_all_bad_lines_are_counted(file, as_lists, fails, warnings_of):

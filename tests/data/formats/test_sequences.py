@@ -52,6 +52,16 @@ def test_names_that_are_not_known_are_no_user(file, fails, text):
     fails(lambda: read(path), "list.txt:1: ", "names of columns", "--user-column")
 
 
+@pytest.mark.parametrize("text", ["A2YK 0\nAAP7 1\nB00X 2\n", "7 1\n5 2\n9 3\n"])
+def test_a_map_of_ids_is_no_log(file, fails, text):
+    path = file("map.txt", text)
+    fails(lambda: read(path), "map.txt:1: ", "a map that numbers ids", "--user-column")
+    assert read(path, user=0, item=1).num_users == 3
+    # What numbers nothing is a log.
+    for log in (text + "x 1\n", "1 1\n2 2\n3 3\n", "1 9\n2 8\n3 7\n", "x 0\ny 1\n"):
+        assert read(file("log.txt", log)).num_interactions == log.count("\n")
+
+
 def test_text_beside_numbers_is_no_header(file, as_lists):
     path = file("log.txt", "ann tea jam\nbob 7\n")
     assert as_lists(read(path)) == {"ann": ["tea", "jam"], "bob": ["7"]}

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from sevo_jax.data import InteractionLog, read, write
+from sevo_jax.data.formats import tables
 
 # Of user, item and time; by user: 1 has b after a, 2 has c.
 USERS, ITEMS, TIMES = [1, 2, 1], ["b", "c", "a"], [20, 5, 10]
@@ -185,7 +186,7 @@ def test_bad_rows(read_table, fails, warnings_of, title, values, message):
         ("user", [True], "'user' of the users holds 'bool'"),
         ("item", [[1]], "'item' of the items holds 'list<"),
         ("item", [date(2020, 1, 1)], "'item' of the items holds 'date32"),
-        ("item", array([b"\xff"]), "'item' holds bytes that are not UTF-8"),
+        ("item", array([b"\xff"]), "'item' is damaged, or holds bytes that are not"),
         ("time", [True], "'time' of the timestamps holds 'bool'"),
         ("time", [timedelta(1)], "'time' of the timestamps holds 'duration"),
         (
@@ -216,6 +217,28 @@ def test_a_frame_is_named_by_its_type(fails):
     assert read(pyarrow.table({"user": [1], "item": [2]})).name == "table"
     with pytest.raises(TypeError, match="__arrow_c_stream__.* not from dict"):
         read({"user": [1], "item": [2]})
+
+
+def test_a_long_id_is_held_once(read_table, request):
+    size = 20 if "small groups" in request.node.name else 20_000
+    users = pyarrow.DictionaryArray.from_arrays([0] * size + [1], ["x" * 10**5, "y"])
+    pool = pyarrow.default_memory_pool()
+    mine = pyarrow.proxy_memory_pool(pool)
+    pyarrow.set_memory_pool(mine)
+    try:
+        log = read_table({"user": users, "item": list(range(size + 1))})
+    finally:
+        pyarrow.set_memory_pool(pool)
+    assert log.user_ids.tolist() == ["x" * 10**5, "y"]
+    assert mine.max_memory() < 30e6
+
+
+def test_more_rows_than_a_file_can_hold(tmp_path, fails, monkeypatch):
+    monkeypatch.setattr(tables, "_ALWAYS_FIT", 2**10)
+    column = array(np.ones(2**20, np.int64))
+    table = pyarrow.table({"user": column, "item": column})
+    parquet.write_table(table, tmp_path / "log.parquet")
+    fails(lambda: read(tmp_path / "log.parquet"), "log.parquet: 1,048,576 rows in ")
 
 
 # Folders
