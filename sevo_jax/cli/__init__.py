@@ -109,6 +109,10 @@ def _run(args: Sequence[str]) -> None:
         print(f"sevo-jax {__version__}")
     elif args[0] in _COMMANDS:
         name, *rest = args
+        if any(arg.startswith("--plugin") for arg in rest):
+            from sevo_jax.cli._plugin import load_plugin
+
+            load_plugin(rest)
         module = importlib.import_module(f"{__name__}.{_COMMANDS[name]}")
         getattr(module, name)(rest)
     else:

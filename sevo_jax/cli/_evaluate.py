@@ -10,6 +10,7 @@ import numpy as np
 
 from sevo_jax import evaluation
 from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._served import (
     RunPath,
     SeenOption,
@@ -57,6 +58,7 @@ class Evaluate:
         Path | None,
         option("Write the metrics as JSON too.", "FILE", "print them only"),
     ] = None
+    plugin: PluginOption = None
     data: ServedData = field(default_factory=DataOptions)
 
 

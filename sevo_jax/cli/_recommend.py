@@ -14,6 +14,7 @@ from sevo_jax import evaluation
 from sevo_jax._files import replacing
 from sevo_jax._messages import listed
 from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._runs import STANDARD_INPUT
 from sevo_jax.cli._served import RunPath, SeenOption, ServedData, served_log, translated
 from sevo_jax.data.log import InteractionLog
@@ -63,6 +64,7 @@ class Recommend:
         Path | None,
         option("A .csv or .parquet file for the table.", "FILE", "print it as CSV"),
     ] = None
+    plugin: PluginOption = None
     data: ServedData = field(default_factory=DataOptions)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from sevo_jax._files import is_empty
 from sevo_jax._messages import shown
 from sevo_jax.cli._options import DataOptions, option
+from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.graphs.kinds import KINDS
 from sevo_jax.models import MODELS
@@ -65,6 +66,7 @@ class RecipeOptions:
             "DATA WIDTH",
         ),
     ] = (1, 1)
+    plugin: PluginOption = None
     # Which model it is, and so the class, is known when the command line is read.
     architecture: tyro.conf.OmitArgPrefixes[object]
     optimizer: Any

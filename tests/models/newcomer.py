@@ -50,6 +50,7 @@ class Newcomer(Recommender):
     """The mean of the last items' vectors, smoothed by a step over their graph."""
 
     Config = NewcomerConfig
+    knows_users = False
     smoothed = {"item-item": ("table",)}
 
     def __init__(self, num_items, config, graph, *, rngs):
