@@ -16,7 +16,7 @@ MODULES = [
 ]
 if importlib.util.find_spec("pyarrow") is None:  # without the extra "train"
     needing_it = re.compile(
-        r"sevo_jax\.(cli|data|evaluation|models|reports|samples|training)\b"
+        r"sevo_jax\.(cli|data|evaluation|models|reports|samples|testing|training)\b"
     )
     MODULES = [name for name in MODULES if not needing_it.match(name)]
 PUBLIC = {
