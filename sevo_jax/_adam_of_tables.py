@@ -109,7 +109,8 @@ def scale_by_adam_of_tables(
         of_tables, others = split(updates)
         masks = active_rows_by_leaf(updates, active_rows, corrected=of_tables)
         moments = ([each[i] for i in others] for each in (mus, nus))
-        directions, after = plain.update(
+        update: Any = plain.update
+        directions, after = update(
             [leaves[i] for i in others], optax.ScaleByAdamState(state.count, *moments)
         )
         for i, *results in zip(others, directions, after.mu, after.nu, strict=True):

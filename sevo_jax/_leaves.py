@@ -38,7 +38,8 @@ def by_name(graphs: Graphs) -> TypeGuard[Mapping[LeafName, AdjacencyLike]]:
 def prepare_graphs(graphs: Graphs) -> dict[LeafName, GraphOperator]:
     """Graphs by leaf name, each checked and converted once."""
     if not by_name(graphs):
-        return {WHOLE_TREE: prepare(graphs)}
+        single: Any = graphs
+        return {WHOLE_TREE: prepare(single)}
     prepared = {}
     for key, adjacency in graphs.items():
         if key != WHOLE_TREE and not (

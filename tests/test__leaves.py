@@ -223,6 +223,7 @@ def test_rows_are_not_guessed_from_the_shape(shape):
     graphs = prepare_graphs({"item": ring(64)})
     with pytest.raises(ValueError, match=rf"{shape[0]} rows .*64 nodes.*row_axis=.*1"):
         find_tables(tree, graphs)
+    row_axis: Any
     for row_axis in (1, -1, {"item": 1}):
         (table,) = find_tables(tree, graphs, row_axis)
         assert table.row_axes == (-1,)
@@ -232,7 +233,7 @@ def test_row_axis_by_name():
     shapes = {"rows": (4, 2), "columns": (2, 4), "square": (4, 4), "other": (4, 4)}
     tree = {"layer": {name: jnp.zeros(shape) for name, shape in shapes.items()}}
     graphs = prepare_graphs({name: ring(4) for name in shapes})
-    axes = {"layer/columns": 1, "other": -1, "rows": 0, "square": -2}
+    axes: Any = {"layer/columns": 1, "other": -1, "rows": 0, "square": -2}
     tables = find_tables(tree, graphs, axes)
     assert {table.key: table.row_axes for table in tables} == {
         "rows": (-2,),
@@ -260,6 +261,7 @@ def test_row_axis_without_effect_is_refused():
     "axis, error", [(2, ValueError), (-3, ValueError), (0.5, TypeError)]
 )
 def test_row_axis_is_one_of_two(axis, error):
+    row_axis: Any
     for row_axis in (axis, {"item": axis}):
         with pytest.raises(error):
             check_row_axis(row_axis)
@@ -346,6 +348,6 @@ def test_active_rows_of_a_leaf_that_they_have_no_effect_on():
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"])
 def test_a_single_graph_of_any_form_is_not_taken_for_names(form):
-    path = scipy.sparse.diags_array([1.0, 1.0], offsets=[-1, 1], shape=(6, 6))
+    path = ring(6)
     assert list(prepare_graphs(path.asformat(form))) == [WHOLE_TREE]
     assert list(prepare_graphs({"table": path.asformat(form)})) == ["table"]

@@ -387,8 +387,8 @@ def test_multi_steps_with_active_rows(name):
         for leaf, shape in case.tables.items()
     }
     tx = optax.MultiSteps(case.make(), every_k_schedule=2)
-    inner, state, expected_state = case.make(), tx.init(params), None
-    expected_state = inner.init(params)
+    inner, state = case.make(), tx.init(params)
+    updates, expected_state = None, inner.init(params)
     for step in range(3):
         pair = gradients[2 * step : 2 * step + 2]
         rows = {leaf: mask[step] for leaf, mask in masks.items()}

@@ -339,7 +339,7 @@ def test_an_ensemble_of_nnx_models_trains_as_its_members_do(name):
         state = nnx.state(model, nnx.Param)
         optimizer.update(model, jax.tree.map(lambda _, each=each: each, state))
     for i in range(num_models):
-        params = {"item_embedding": start[i]}
+        params: Any = {"item_embedding": start[i]}
         state = tx.init(params)
         for each in gradients:
             updates, state = tx.update({"item_embedding": each[i]}, state, params)

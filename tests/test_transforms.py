@@ -201,7 +201,8 @@ def test_rows_are_those_of_each_leaf(rng, x64):
 def test_rows_of_a_stack_are_those_of_each_table(row_axis, rng, x64):
     """What is idle in one table is active in the other."""
     gradients = np.stack([sparse_gradients(rng, steps=8) for _ in range(2)], axis=1)
-    assert (~gradients.any(-1))[:, 0].sum() != (~gradients.any(-1)).all(1).sum()
+    idle: Any = ~gradients.any(-1)
+    assert idle[:, 0].sum() != idle.all(1).sum()
 
     def turn(x):
         return np.swapaxes(x, -1, -2) if row_axis else x
@@ -279,7 +280,8 @@ def test_leaves_of_every_kind_are_those_of_optax(value, x64_on):
     with jax.enable_x64(x64_on), jax.numpy_dtype_promotion("standard"):
         results = []
         for transform in (scale_by_moment_corrected_adam(), optax.scale_by_adam()):
-            out, state = transform.update(value, transform.init(value))
+            state: Any = transform.init(value)
+            out, state = transform.update(value, state)
             results.append((jnp.asarray(out), jnp.asarray(state.mu)))
         (ours, _), (theirs, _) = results
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype

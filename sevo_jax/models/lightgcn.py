@@ -161,9 +161,10 @@ class LightGCN(UserModel):
 
     def for_ranking(self) -> MFBPR:
         tables = [self.user_embedding[...], self.item_embedding[...]]
-        return MFBPR.of_tables(
-            *propagate(self.graph.get_value(), tables, self.config.num_hops)
+        propagated: Any = propagate(
+            self.graph.get_value(), tables, self.config.num_hops
         )
+        return MFBPR.of_tables(*propagated)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -375,12 +375,13 @@ class Trainer:
     ) -> dict[LeafName, GraphOperator]:
         """The operators that SEvo smooths over, by leaf name."""
         leaves = kind.smoothed.get(self.recipe.graph.links, ())
+        named: Any = graphs
         if graphs is None or not by_name(graphs):
-            graph = self._build(self.recipe.graph) if graphs is None else graphs
-            graphs = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
+            graph = self._build(self.recipe.graph) if graphs is None else named
+            named = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
         return {
             name: split_tables(self.mesh, graph, ())
-            for name, graph in prepare_graphs(graphs).items()
+            for name, graph in prepare_graphs(named).items()
         }
 
     def _make_optimizer(self, given: Any) -> optax.GradientTransformationExtraArgs:

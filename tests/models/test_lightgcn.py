@@ -1,5 +1,7 @@
 """LightGCN against its definition over a dense matrix, in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,14 @@ from scipy import stats
 import sevo_jax as sevo
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out, planted
 from sevo_jax.evaluation import evaluate, recommend
-from sevo_jax.models import MODELS
-from sevo_jax.models.lightgcn import LightGCN, LightGCNConfig, propagate
+from sevo_jax.models import MODELS, lightgcn
+from sevo_jax.models.lightgcn import LightGCN, LightGCNConfig
 from sevo_jax.models.mf_bpr import MFBPR
 from sevo_jax.samples.triplets import TripletBatch
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer, load
 
+# Its gradient is defined by rules, which hide its type.
+propagate: Any = lightgcn.propagate
 NUM_USERS, NUM_ITEMS = 12, 9
 TABLES = ("user_embedding", "item_embedding")
 # User 3 has an item three times, user 11 nothing; nobody has item 8.
@@ -58,7 +62,8 @@ def random_batch(size=20):
     rng = np.random.default_rng(2)
     users = rng.integers(0, NUM_USERS, size, np.int32)
     positives, negatives = rng.integers(0, NUM_ITEMS, (2, size), np.int32)
-    return TripletBatch(users, positives, negatives, np.arange(size) < size - 6)
+    fields: Any = users, positives, negatives, np.arange(size) < size - 6
+    return TripletBatch(*fields)
 
 
 def replaced(model, params):
@@ -275,7 +280,8 @@ def test_a_log_with_repeated_items_trains():
     log = InteractionLog.from_columns(users, np.concatenate(rows), name="repeats")
     split = leave_one_out(log)
     trainer = Trainer(recipe("sevo_adamw"), split)
-    weights = trainer.new_model(0).graph.get_value().weights
+    model: Any = trainer.new_model(0)
+    weights = model.graph.get_value().weights
     distinct = {(u, i) for u, items in enumerate(split.train) for i in items.tolist()}
     assert len(distinct) < len(split.train.values)
     assert len(weights) == 2 * len(distinct)

@@ -58,7 +58,7 @@ FORMATS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_prepare_normalises_every_format(form, random_graph, oracle, dtype):
     a = random_graph(0, 7, isolated=(2, 6), self_loops=True).astype(np.float32)
-    graph = prepare(FORMATS[form](a))
+    graph: Any = prepare(FORMATS[form](a))
     assert graph.weights.dtype == dtype
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(

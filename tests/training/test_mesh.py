@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_tables_are_the_leaves_that_the_optimizer_smooths(short, tiny_split, gra
     )
 
     measured = trainer.measure(trainer.model(state))
-    params = trainer.new_model(0)
+    params: Any = trainer.new_model(0)
     rows = {
         "item_embedding": params.item_embedding[...],
         "contract/kernel": params.blocks[0].contract.kernel[...],
