@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sevo_jax.data.formats import delimited, json_lines, sequences, tables
+from sevo_jax.data.formats.layout import Dialect
 from sevo_jax.data.formats.request import Request
 from sevo_jax.data.formats.source import Source
 from sevo_jax.data.log import InteractionLog
@@ -33,26 +34,21 @@ class Format(NamedTuple):
     has_delimiter: bool = False
 
 
-def _table(
-    *endings: str, delimiter: str, written: bool = True, **dialect: Any
-) -> Format:
-    typed = dialect.get("typed", False)
-    write = partial(delimited.write, delimiter=delimiter, typed=typed)
-    read = partial(delimited.read, usual=delimiter, **dialect)
-    return Format(endings, read, write if written else None, has_delimiter=True)
+def _table(*endings: str, dialect: Dialect, written: bool = True) -> Format:
+    read = partial(delimited.read, dialect=dialect)
+    write = partial(delimited.write, dialect=dialect) if written else None
+    return Format(endings, read, write, has_delimiter=True)
 
 
-_MOVIELENS = {"user": 0, "item": 1, "timestamp": 3}
+_MOVIELENS = Dialect("::", {"user": 0, "item": 1, "timestamp": 3})
 
 FORMATS = {
     "sequences": Format((".txt",), sequences.read, sequences.write, has_delimiter=True),
-    "csv": _table(".csv", delimiter=","),
-    "tsv": _table(".tsv", delimiter="\t"),
+    "csv": _table(".csv", dialect=Dialect(",")),
+    "tsv": _table(".tsv", dialect=Dialect("\t")),
     "parquet": Format((".parquet",), tables.read_parquet, tables.write),
-    "recbole": _table(".inter", delimiter="\t", typed=True),
-    "movielens": _table(
-        *(".dat", ".data"), delimiter="::", written=False, default=_MOVIELENS
-    ),
+    "recbole": _table(".inter", dialect=Dialect("\t", typed=True)),
+    "movielens": _table(".dat", ".data", dialect=_MOVIELENS, written=False),
     "json": Format((".json", ".jsonl", ".ndjson"), json_lines.read),
 }
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sevo_jax._messages import listed, shown
+from sevo_jax._messages import shown
 from sevo_jax.data import ids
 from sevo_jax.data.formats import arrow
-from sevo_jax.data.formats.columns import find, option
-from sevo_jax.data.formats.request import Faults, Request, warn
+from sevo_jax.data.formats.columns import find
+from sevo_jax.data.formats.request import Faults, Request, warn_of_order
 from sevo_jax.data.formats.source import Source
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.times import TimeParser, ranked
@@ -53,12 +53,7 @@ def read(source: Source, request: Request) -> InteractionLog:
         where, data, fields, request.faults
     )
     if fields.timestamp is None:
-        warn(
-            where,
-            f"none of the fields {listed(names)} is known to hold times, so the order "
-            f"of the lines is taken for that of time; if one does, give "
-            f"{option('timestamp')}",
-        )
+        warn_of_order(where, names)
     return InteractionLog.from_codes(*parsed, name=source.name)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sevo_jax._messages import listed
+from sevo_jax.data.formats.columns import option
+
+# Warnings go to stderr unless logging is set up otherwise.
 _logger = logging.getLogger("sevo_jax.data")
 
 
@@ -41,10 +45,9 @@ class Faults:
     def report(self, where: str) -> None:
         """Warns of what was skipped: how much, and the first of it."""
         if self._count:
-            warn(
-                where,
-                f"skipped {self._count} malformed lines or rows, the first: "
-                f"{self._first}",
+            _logger.warning(
+                "%s: skipped %d malformed lines or rows, the first: %s",
+                *(where, self._count, self._first),
             )
 
     def nothing_left(self, where: str) -> ValueError:
@@ -53,9 +56,18 @@ class Faults:
         return ValueError(f"{where}: the file has no interactions{reason}")
 
 
-def warn(where: str, message: str) -> None:
-    """Tells, on stderr unless logging is set up otherwise, how a file was taken."""
-    _logger.warning("%s: %s", where, message)
+def warn_of_order(where: str, names: Sequence[str]) -> None:
+    """Warns that the interactions are taken in the order of the file.
+
+    Args:
+      where: what messages begin with.
+      names: the columns, one of which may hold times by a name that is not usual.
+    """
+    _logger.warning(
+        "%s: none of %s is known to hold times, so the order of the file is taken for "
+        "that of time; if one does, give %s",
+        *(where, listed(names), option("timestamp")),
+    )
 
 
 @dataclass(frozen=True)

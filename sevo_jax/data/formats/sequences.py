@@ -16,6 +16,7 @@ from sevo_jax._files import replacing
 from sevo_jax._messages import named, shown
 from sevo_jax.data import ids
 from sevo_jax.data.formats import delimited
+from sevo_jax.data.formats.layout import Dialect, has_header
 from sevo_jax.data.formats.request import Faults, Request
 from sevo_jax.data.formats.source import Source
 from sevo_jax.data.log import InteractionLog
@@ -47,8 +48,8 @@ def read(source: Source, request: Request) -> InteractionLog:
     Ids are cut by blanks and tabs. Blank lines are skipped.
     """
     data = source.text()
-    if request.columns or request.delimiter is not None or delimited.has_header(data):
-        return delimited.parse(source, data, request, usual="\t")
+    if request.columns or request.delimiter is not None or has_header(data):
+        return delimited.parse(source, data, request, Dialect("\t"))
     where = source.where
     rows = _rows(where, data, request.faults)
     if not rows.users:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sevo_jax._files import replacing
-from sevo_jax._messages import listed, shown
+from sevo_jax._messages import shown
 from sevo_jax.data.formats import arrow
 from sevo_jax.data.formats.columns import Positions, find, option
-from sevo_jax.data.formats.request import Faults, Request, warn
+from sevo_jax.data.formats.request import Faults, Request, warn_of_order
 from sevo_jax.data.formats.source import Source
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.times import TimeParser, ranked
@@ -160,12 +160,7 @@ def _find(where: str, names: list[str], request: Request) -> Positions:
     }
     positions = find(where, names, columns)
     if positions.timestamp is None and len(names) > 2:
-        warn(
-            where,
-            f"none of the columns {listed(names)} is known to hold times, so the order "
-            f"of the rows is taken for that of time; if one does, give "
-            f"{option('timestamp')}",
-        )
+        warn_of_order(where, names)
     return positions
 
 
