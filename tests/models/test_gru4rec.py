@@ -360,7 +360,10 @@ def test_training_learns_who_follows_whom():
         ({"hidden_width": -1}, "hidden_width is -1: it must be at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
         ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
-        ({"sampling": "user"}, "must be 'sequence' or 'prefix', got 'user'"),
+        (
+            {"sampling": "user"},
+            "sampling is 'user': it must be one of sequence, prefix",
+        ),
     ],
 )
 def test_bad_hyper_parameters_are_named(option, message):
