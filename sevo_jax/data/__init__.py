@@ -1,5 +1,6 @@
 """Interaction data: reading, filtering, splitting and a built-in log."""
 
+from sevo_jax.data.attributes import read_attributes
 from sevo_jax.data.filtering import k_core
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import Statistics, statistics
@@ -19,6 +20,7 @@ __all__ = [
     "leave_one_out",
     "planted",
     "read",
+    "read_attributes",
     "statistics",
     "stream",
     "write",

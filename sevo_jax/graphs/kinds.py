@@ -5,24 +5,28 @@ A further kind is a function and a line of `KINDS`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import _checks, graphs
+from sevo_jax.data.attributes import read_attributes
 from sevo_jax.data.split import LeaveOneOut
 
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """The graph of the train interactions: of items that occur together (section 4),
-    or of users and their items; the other fields are about the first."""
+    """A graph of a log: of items that occur together in the train interactions
+    (section 4), of users and their items, or of items that share an attribute."""
 
     kind: str = "item-item"
-    """What the edges link: items that follow each other (item-item), or users and
-    their items (user-item)."""
+    """What the edges link: items that follow each other (item-item, to which the
+    fields from max_len on belong), users and their items (user-item), or items that
+    have an attribute in common (attributes)."""
     max_len: int | None = 50
     """Items of a sequence that count (the paper's K); None for all of them."""
     keep: Literal["first", "last"] = "last"
@@ -31,9 +35,20 @@ class GraphConfig:
     """Largest distance of two items in a sequence that links them (H), at least 1."""
     weighting: Literal["frequency", "distance"] = "distance"
     """Weight of a pair: 1, or 1 / distance; the same where max_hop is 1."""
+    attributes: str | None = None
+    """File of the attributes, for the kind of this name: .csv, .tsv or .parquet with
+    an item and one of its attributes a line, or .json, {item: [attribute, ...]}."""
 
     def __post_init__(self):
         _checks.one_of(self, "kind", tuple(KINDS))
+        if self.kind == "attributes":
+            given, what = (
+                self.attributes is not None,
+                "a file, as the kind is attributes",
+            )
+        else:
+            given, what = self.attributes is None, f"None, as the kind is {self.kind}"
+        _checks.require_field(self, "attributes", given, what)
         enough = self.max_len is None or self.max_len >= 2
         what = "at least 2, or None for all items"
         _checks.require_field(self, "max_len", enough, what)
@@ -62,6 +77,13 @@ def build(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     return KINDS[config.kind].build(config, split, item_offset)
 
 
+def checksum(config: GraphConfig) -> str | None:
+    """The SHA-256 of the file that a graph is made from; None if there is none."""
+    if config.attributes is None:
+        return None
+    return hashlib.sha256(Path(config.attributes).read_bytes()).hexdigest()
+
+
 def _cooccurrence(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     return graphs.cooccurrence(
         split.train,
@@ -85,6 +107,17 @@ def _bipartite(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCO
     )
 
 
+def _shared_attributes(
+    config: GraphConfig, split: LeaveOneOut, item_offset: int
+) -> BCOO:
+    assert config.attributes is not None
+    return graphs.shared_attributes(
+        read_attributes(config.attributes, split.log),
+        split.num_items,
+        item_offset=item_offset,
+    )
+
+
 class Kind(NamedTuple):
     """A kind of graph.
 
@@ -101,5 +134,6 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "item-item": Kind("item-item", _cooccurrence),
     "user-item": Kind("user-item", _bipartite),
+    "attributes": Kind("item-item", _shared_attributes),
 }
 """The kinds of graphs by the name that a recipe calls them."""

@@ -264,8 +264,9 @@ class Run:
 
 
 def _lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change when a run goes on: epochs, metrics and names may."""
+    """What may not change when a run goes on: epochs, metrics, names and paths may."""
     recipe = {**identity["recipe"], "epochs": None}
+    recipe["graph"] = {**recipe["graph"], "attributes": None}
     recipe["evaluation"] = {**recipe.get("evaluation", {}), "metrics": None}
     return {
         **identity,

@@ -127,6 +127,12 @@ class Trainer:
                 str(name): digest(*jax.tree.leaves(graph))
                 for name, graph in self.smoothing.items()
             }
+        built = dict(kind.propagated(recipe.architecture))
+        if graphs is None:
+            built["smoothing"] = recipe.graph
+        self._given["graph_files"] = {
+            name: kinds.checksum(config) for name, config in built.items()
+        }
         if optimizer is not None:
             state = jax.eval_shape(lambda: self.start(0))
             self._given["optimizer"] = program_digest(

@@ -1,10 +1,13 @@
 """The graphs of a recipe, on logs in which users repeat items, against loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sevo_jax import graphs
 from sevo_jax.data import InteractionLog, leave_one_out
 from sevo_jax.graphs import kinds
 
@@ -68,6 +71,30 @@ def test_users_and_their_items(to_dense, rows, item_offset):
     )
 
 
+@pytest.fixture
+def split():
+    users = [user for user in "uvw" for _ in range(5)]
+    items = [*"abcde", *"bcdea", *"cabed"]
+    return leave_one_out(InteractionLog.from_columns(users, items, name="tiny"))
+
+
+@pytest.fixture
+def genres(tmp_path):
+    path = tmp_path / "genres.csv"
+    path.write_text("a,War\nc,War\ne,Drama\nd,Drama\nd,War\n")
+    return str(path)
+
+
+def test_the_items_that_share_an_attribute(split, genres):
+    config = kinds.GraphConfig("attributes", attributes=genres)
+    expected = graphs.shared_attributes(
+        {0: ["War"], 2: ["War"], 4: ["Drama"], 3: ["Drama", "War"]}, 5, item_offset=1
+    )
+    built = kinds.build(config, split, 1)
+    np.testing.assert_array_equal(built.todense(), expected.todense())
+    assert config.links == "item-item"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -84,3 +111,33 @@ def test_users_and_their_items(to_dense, rows, item_offset):
 def test_fields_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         kinds.GraphConfig(**changes)
+
+
+def test_a_kind_is_a_function_and_a_line(split, monkeypatch):
+    def ring(config, split, item_offset):
+        del config
+        return graphs.cooccurrence([[*range(5), 0]], 5, item_offset=item_offset)
+
+    monkeypatch.setitem(kinds.KINDS, "ring", kinds.Kind("item-item", ring))
+    assert kinds.build(kinds.GraphConfig("ring"), split, 1).shape == (6, 6)
+
+
+def test_attributes_belong_to_their_kind(genres):
+    with pytest.raises(ValueError, match="attributes is None: .* a file, as the kind"):
+        kinds.GraphConfig("attributes")
+    with pytest.raises(
+        ValueError, match="genres.csv.*: .* None, as the kind is item-i"
+    ):
+        kinds.GraphConfig(attributes=genres)
+
+
+def test_the_checksum_follows_the_file(genres):
+    config = kinds.GraphConfig("attributes", attributes=genres)
+    before = kinds.checksum(config)
+    assert before is not None and len(before) == 64
+    with open(genres, "a") as file:
+        file.write("e,War\n")
+    assert kinds.checksum(config) != before
+    assert kinds.checksum(kinds.GraphConfig()) is None
+    with pytest.raises(FileNotFoundError):
+        kinds.checksum(dataclasses.replace(config, attributes="none.csv"))
