@@ -57,7 +57,8 @@ def neumann(
 
     Args:
       adjacency: the graph over the rows of ``x``.
-      x: table ``[n, d]``, floating point. bfloat16 and float16 are computed in float32.
+      x: tables ``[..., n, d]``, floating point. bfloat16 and float16 are computed in
+        float32.
       beta: smoothing strength in [0, 1). May be traced, then its range is not checked.
       num_layers: number of hops :math:`L \ge 0`; static.
       rescale: ``False`` gives equation (6): the factor :math:`1 - \beta` alone.
@@ -128,7 +129,7 @@ def iterative(
 
     Args:
       adjacency: the graph over the rows of ``x``.
-      x: table ``[n, d]``, floating point.
+      x: tables ``[..., n, d]``, floating point.
       beta: smoothing strength in [0, 1).
       num_layers: number of iterations :math:`L \ge 0`; static.
 
@@ -177,7 +178,7 @@ def exact(
 
     Args:
       adjacency: the graph over the rows of ``x``.
-      x: table ``[n, d]``, floating point.
+      x: tables ``[..., n, d]``, floating point.
       beta: smoothing strength in [0, 1).
       tol: residual of the linear system, relative to its right-hand side, to stop at;
         the result may be off by up to ``tol / (1 - beta)``. Default: ten units of
@@ -238,10 +239,10 @@ def smoothness(
 
     Args:
       adjacency: the graph over the rows of ``x``.
-      x: table ``[n, d]``, floating point.
+      x: tables ``[..., n, d]``, floating point.
 
     Returns:
-      A non-negative scalar, in float32 or wider.
+      A non-negative scalar, the sum over all tables, in float32 or wider.
 
     Raises:
       ValueError, TypeError: if the table does not fit the graph.
@@ -285,7 +286,7 @@ def effect(
 
     Args:
       adjacency: the graph over the rows of the tables.
-      before: the variation ``[n, d]``, for example an Adam direction.
+      before: the variation ``[..., n, d]``, for example an Adam direction.
       after: its smoothed form, the same shape.
 
     Returns:

@@ -58,7 +58,8 @@ FORMATS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_prepare_normalises_every_format(form, random_graph, oracle, dtype):
     a = random_graph(0, 7, isolated=(2, 6), self_loops=True).astype(np.float32)
-    graph: Any = prepare(FORMATS[form](a))
+    matrix: operators.Adjacency = FORMATS[form](a)
+    graph = prepare(matrix)
     assert graph.weights.dtype == dtype
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(
@@ -409,6 +410,25 @@ def test_only_ratios_of_weights_matter(weight, random_graph):
     scaled = prepare(scipy.sparse.csr_array(dense * weight))
     expected = prepare(scipy.sparse.csr_array(dense))
     np.testing.assert_allclose(entries(scaled), entries(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_weights_of_every_magnitude_in_one_graph(seed):
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(rng.uniform(-149, 149, 2))
+    n = int(rng.integers(2, 12))
+    edges = np.triu(rng.random((n, n)) < 0.5)
+    edges[0, 1] = True
+    exponents = np.where(edges, rng.uniform(low, high, (n, n)), -np.inf)
+    exponents = np.maximum(exponents, exponents.T)
+    # Degrees by their logarithms, which overflow nowhere.
+    degrees = np.logaddexp.reduce(exponents * np.log(10), axis=1)
+    expected = np.zeros((n, n))
+    for i, j in zip(*np.nonzero(np.isfinite(exponents)), strict=True):
+        logarithm = exponents[i, j] * np.log(10) - (degrees[i] + degrees[j]) / 2
+        expected[i, j] = np.exp(logarithm)
+    found = entries(prepare(scipy.sparse.csr_array(10.0**exponents)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-37)
 
 
 @pytest.mark.parametrize("weight", [1e39, 1e-46])
