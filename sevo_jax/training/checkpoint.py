@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import logging
 import os
+import re
 import shutil
 import signal
+import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,12 +88,7 @@ class Checkpoints:
             if is_first():
                 self._directory.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(unfinished, ignore_errors=True)
-            with ocp.StandardCheckpointer() as orbax:
-                for name, tree in parts.items():
-                    orbax.save(unfinished / name, tree)
-                    # The arrays are donated to the next epoch: nothing may still
-                    # read them.
-                    orbax.wait_until_finished()
+            _write(unfinished, parts)
             if not is_first():
                 return
             (unfinished / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -164,6 +164,41 @@ class Checkpoint:
 
 
 _REMEDY = "Delete the directory of the run and train again"
+
+
+def _write(directory: Path, parts: Mapping[str, Any]) -> None:
+    try:
+        # Not in the background: the arrays are donated to the next epoch, and nothing
+        # may read them then.
+        with _one_failure(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            for name, tree in parts.items():
+                orbax.save(directory / name, args=ocp.args.StandardSave(tree))
+    except ValueError as error:
+        # The code of an OSError, from below Python.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+@contextlib.contextmanager
+def _one_failure() -> Iterator[None]:
+    """Keeps Orbax from printing the failure of each thread, besides raising one."""
+    logs = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [log.level for log in logs], sys.unraisablehook
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # Until the other threads have failed too.
+        gc.collect()  # What nobody asked for is told when it is thrown away.
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _restore(orbax: ocp.StandardCheckpointer, path: Path, template: Any) -> Any:

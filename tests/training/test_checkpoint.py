@@ -38,11 +38,11 @@ from sevo_jax.training.run_log import RunLog
 
 output, data, recipe, point = sys.argv[1:]
 saved = []
-save, told = ocp.StandardCheckpointer.save, RunLog.train
+save, told = ocp.Checkpointer.save, RunLog.train
 
-def killed_while_saving(self, *args):
+def killed_while_saving(self, *args, **options):
     saved.append(None)
-    save(self, *args)
+    save(self, *args, **options)
     if len(saved) == 5:  # The first of two parts of the third checkpoint.
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -52,7 +52,7 @@ def killed_while_training(self, epoch, loss, seconds, parts):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if point == "saving":
-    ocp.StandardCheckpointer.save = killed_while_saving
+    ocp.Checkpointer.save = killed_while_saving
 else:
     RunLog.train = killed_while_training
 split = leave_one_out(read(data))
@@ -419,13 +419,13 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeyp
 
 
 def test_an_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
-    save = ocp.StandardCheckpointer.save
+    save = ocp.Checkpointer.save
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **options):
         signal.raise_signal(signal.SIGINT)
-        save(self, *args)
+        save(self, *args, **options)
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    monkeypatch.setattr(ocp.Checkpointer, "save", interrupted)
     # A shell has its background jobs ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
