@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation.metrics import measure
@@ -151,8 +152,10 @@ class Evaluator:
         seen = _seen(histories, config.seen)
         known = users if rows is None else rows[users]
         self._batches = [
-            (rows, [self._put(x) for x in (inputs, targets[users[rows]], left_out)])
-            for rows, inputs, left_out in _batches(model, histories, known, seen, size)
+            (chosen, [self._put(x) for x in (inputs, targets[users[chosen]], left_out)])
+            for chosen, inputs, left_out in _batches(
+                model, histories, known, seen, size
+            )
         ]
 
     def ranks(self, model: nnx.Module) -> Float[np.ndarray, " u"]:
@@ -280,7 +283,10 @@ def recommend(
         batch = _batch_top(graphdef, state, inputs, seen_rows, k=k)
         items[rows], scores[rows], finite = jax.device_get(batch)
         if not finite.all():
-            raise FloatingPointError("scores are not finite: the model has diverged")
+            first = sequences.name(rows[~finite][0])
+            raise FloatingPointError(
+                f"the scores of user {first} are not finite: the model has diverged"
+            )
     return items, scores
 
 
@@ -367,6 +373,7 @@ def _batch_size(num_items: int) -> int:
 
 def _seen(histories: Sequences, seen: Seen) -> Sequences:
     """What is left out of the ranking after each history."""
+    _checks.require(seen in ("mask", "keep"), "seen", seen, "'mask' or 'keep'")
     return histories if seen == "mask" else histories.last(0)
 
 

@@ -124,7 +124,7 @@ def test_a_score_that_is_not_finite_is_an_error(next_item_table, bad):
     model = next_item_table(table)
     with pytest.raises(FloatingPointError, match="1 of 2 users .* first user 101"):
         evaluate(model, split, "valid")
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="scores of user 1 are not finite"):
         recommend(model, Sequences.from_lists([[1], [2]]), 1)
 
 
@@ -183,6 +183,8 @@ def test_recommend_refuses_bad_arguments(next_item_table):
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"k is {k}: choose 1 to 3"):
             recommend(model, history, k)
+    with pytest.raises(ValueError, match="seen is 'drop': it must be 'mask' or 'keep'"):
+        recommend(model, history, 1, seen="drop")  # pyright: ignore
     with pytest.raises(ValueError, match="seen has 0 rows, sequences 1"):
         recommend(model, history, 1, seen=Sequences.from_lists([]))
 

@@ -24,6 +24,13 @@ def test_curves_keep_the_epochs_that_every_seed_has():
     np.testing.assert_array_equal(curves.values, [[1.0, 2.0], [6.0, 4.0]])
 
 
+def test_a_quantity_that_an_epoch_does_not_have_is_a_gap():
+    curves = {"sgd": plots.Curves.of([{0: 0.5, 1: None, 2: None}])}  # pyright: ignore
+    (axes,) = plots.smoothness(curves).axes
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(np.asarray(line.get_ydata()), [0.5, np.nan, np.nan])
+
+
 def test_curves_of_nothing_are_refused():
     with pytest.raises(ValueError, match="at least one series"):
         plots.Curves.of([])

@@ -3,13 +3,14 @@ import json
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sevo_jax as sevo
-from sevo_jax.evaluation import evaluate
+from sevo_jax.evaluation import EvaluationConfig, evaluate
 from sevo_jax.samples import ahead
-from sevo_jax.training import OptimizerConfig, train
+from sevo_jax.training import CheckpointError, OptimizerConfig, train
 from sevo_jax.training.epoch import train_epoch
 
 
@@ -67,6 +68,49 @@ def test_smoothness_is_the_trace_over_the_graph(finished, trainer, tiny_split):
     assert record["smoothness"] == pytest.approx(expected, rel=1e-4)
     relative = expected / np.square(table).sum()
     assert record["relative_smoothness"] == pytest.approx(relative, rel=1e-4)
+
+
+def test_a_table_of_zeros_is_measured_and_takes_no_prize(trainer):
+    model = trainer.new_model(0)
+    table = model.item_embedding
+    table[...] = jnp.zeros(table.shape)
+    measured = trainer.measure(model)
+    assert (measured["smoothness"], measured["relative_smoothness"]) == (0.0, None)
+    # Every item has the same score: a rank is half of those that are left.
+    assert set(measured["valid"].values()) == {0.0}
+
+
+def test_the_metric_of_selection_is_measured_shown_and_chooses(
+    other_trainer, tmp_path, capsys
+):
+    config = EvaluationConfig(["HR@3"], selection="MRR@7")  # pyright: ignore
+    trainer = other_trainer(evaluation=config, epochs=6)
+    result = trainer.run(output=tmp_path / "run")
+    by_epoch = {r["epoch"]: r["valid"]["MRR@7"] for r in result.history}
+    assert result.best_epoch == max(by_epoch, key=by_epoch.__getitem__)
+    assert list(result.test) == list(result.valid) == ["HR@3", "MRR@7"]
+    assert f"valid MRR@7 {by_epoch[3]:.4f}" in capsys.readouterr().err
+    assert "best epoch by validation MRR@7 every 3 epochs" in result.protocol
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["recipe"]["evaluation"]["selection"] == "MRR@7"
+    assert written["test"] == result.test
+
+
+def test_more_metrics_do_not_make_another_run_but_another_selection_does(
+    other_trainer, tmp_path
+):
+    first = other_trainer(epochs=3)
+    first.run(output=tmp_path / "run", progress=False)
+    for changed in (EvaluationConfig(selection="HR@5"), EvaluationConfig(seen="keep")):
+        with pytest.raises(CheckpointError, match=r"recipe\.evaluation\."):
+            other_trainer(epochs=6, evaluation=changed).run(
+                output=tmp_path / "run", resume=True, progress=False
+            )
+    more = other_trainer(epochs=6, evaluation=EvaluationConfig(("MRR",)))
+    resumed = more.run(output=tmp_path / "run", resume=True, progress=False)
+    unbroken = more.run(progress=False)
+    assert resumed.test == unbroken.test and resumed.losses == unbroken.losses
+    assert set(resumed.test) == {"MRR", "NDCG@10"}
 
 
 def test_epochs_and_seeds_share_one_program(trainer, finished):
