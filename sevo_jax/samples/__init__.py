@@ -5,6 +5,7 @@ from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
 from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
+from sevo_jax.samples.runs import Runs
 from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PackedEpochs",
     "PrefixBatch",
     "PrefixEpochs",
+    "Runs",
     "TripletBatch",
     "TripletEpochs",
     "ahead",

@@ -13,6 +13,7 @@ from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences, ranges
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import pack, round_up
+from sevo_jax.samples.runs import Runs
 
 Sampling = Literal["sequence", "prefix"]
 
@@ -110,39 +111,31 @@ class PrefixEpochs:
             _checks.require(value >= least, name, value, f"at least {least}")
         if sampling not in ("sequence", "prefix"):
             raise ValueError(f"sampling is {sampling!r}: choose 'sequence' or 'prefix'")
-        users = np.flatnonzero(train.lengths >= 2)
-        if users.size == 0:
-            raise ValueError(
-                f"none of the {len(train)} users has two train items: nothing to "
-                "predict; give longer sequences or filter less"
+        if sampling == "prefix":
+            runs = Runs.prefixes(train, max_len)
+        else:
+            warm_up = max_len // 2
+            runs = Runs.chunks(
+                train, first=max_len, fresh=max_len - warm_up, warm_up=warm_up
             )
-        # A run reads train.values[first : first + length], and has a loss at its last
-        # `count` cells.
-        runs = _prefixes if sampling == "prefix" else _chunks
-        user, first, self._lengths, self._counts = runs(
-            train.lengths[users] - 1, max_len
-        )
-        longest = int(self._counts.max())
+        longest = int(runs.counts.max())
         if batch_size < longest:
             raise ValueError(
                 f"batch_size counts prefixes and is {batch_size}, but a sequence of "
                 f"{longest} goes into one step: choose at least {longest}, or "
                 "sampling='prefix'"
             )
-        self._users = users[user]
-        self._firsts = train.offsets[self._users] + first
+        self._runs = runs
         self._items = train.values + item_offset
         self.max_len = max_len
         self.batch_size = batch_size
         self.seed = seed
         self.item_offset = item_offset
         self.sampler = NegativeSampler(train, num_items)
-        # No run is longer than a step, so one ends in each, and none is empty. The
-        # first of a step's runs may have begun in the step before.
-        total = int(self._counts.sum())
-        self.num_steps = -(-total // batch_size)
-        self.num_targets = min(batch_size + longest - 1, total)
-        self.num_rows = self._base_rows()
+        self.num_steps = runs.num_steps(batch_size)
+        self.num_targets = runs.most_targets(batch_size)
+        cells = runs.room(runs.lengths, batch_size)
+        self.num_rows = round_up(-(-cells // max_len), _ROW_MULTIPLE)
 
     def __getitem__(self, epoch: int) -> PrefixBatch:
         """Returns the epoch: arrays `[num_steps, ...]`, at least `num_rows` rows.
@@ -151,16 +144,8 @@ class PrefixEpochs:
           epoch: From 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self._counts.size)
-        users, firsts, lengths, counts = (
-            each[order]
-            for each in (self._users, self._firsts, self._lengths, self._counts)
-        )
-        ends = np.cumsum(counts)
-        step = (ends - 1) // self.batch_size
-        cuts = np.searchsorted(step, np.arange(self.num_steps + 1))
-        steps = [slice(*cut) for cut in zip(cuts, cuts[1:], strict=False)]
-
+        drawn, steps = self._runs.draw(rng, self.batch_size)
+        firsts, lengths, counts = drawn.firsts, drawn.lengths, drawn.counts
         placed = [pack(lengths[runs], self.max_len) for runs in steps]
         most = max(used for _, _, used in placed)
         num_rows = (
@@ -183,9 +168,9 @@ class PrefixEpochs:
 
         # The places of a step's targets follow each other from the first on.
         skipped = lengths - counts
-        places = step * self.num_targets + ends - counts - (ends - counts)[cuts[step]]
-        places = ranges(places, counts)
-        negatives = self.sampler.sample(rng, np.repeat(users, counts))
+        sizes = np.array([counts[runs].sum() for runs in steps])
+        places = ranges(self.num_targets * np.arange(self.num_steps), sizes)
+        negatives = self.sampler.sample(rng, np.repeat(drawn.users, counts))
         for field, values in (
             (batch.cells, ranges(starts + skipped, counts)),
             (batch.targets, self._items[ranges(firsts + skipped + 1, counts)]),
@@ -193,36 +178,3 @@ class PrefixEpochs:
         ):
             field.reshape(-1)[places] = values
         return batch
-
-    def _base_rows(self) -> int:
-        """Rows that hold nearly every step: five deviations above its mean of cells."""
-        share = self._lengths.sum() / self._counts.sum()
-        spread = np.std(self._lengths - share * self._counts)
-        num_runs = self.num_targets / self._counts.mean()
-        cells = share * self.num_targets + 5 * spread * np.sqrt(num_runs)
-        return round_up(int(np.ceil(cells / self.max_len)), _ROW_MULTIPLE)
-
-
-def _prefixes(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
-    """The prefixes of users with so many targets, a run each (see `_chunks`)."""
-    user = np.repeat(np.arange(num_targets.size), num_targets)
-    size = ranges(1, num_targets)
-    lengths = np.minimum(size, max_len)
-    return user, size - lengths, lengths, np.ones_like(lengths)
-
-
-def _chunks(num_targets: np.ndarray, max_len: int) -> tuple[np.ndarray, ...]:
-    """The sequences of users with so many targets, long ones cut into runs.
-
-    Returns:
-      The user of each run, the index of its first input in the user's sequence, how
-      many inputs it has, and at how many of the last of them it has a loss.
-    """
-    warm_up = max_len // 2
-    fresh = max_len - warm_up
-    num_runs = 1 + -(-np.maximum(num_targets - max_len, 0) // fresh)
-    user = np.repeat(np.arange(num_targets.size), num_runs)
-    number = ranges(0, num_runs)
-    first = number * fresh
-    lengths = np.minimum(num_targets[user] - first, max_len)
-    return user, first, lengths, np.where(number == 0, lengths, lengths - warm_up)
