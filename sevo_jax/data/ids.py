@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sevo_jax._messages import shown
 
-# What comes back unchanged from int(), perhaps with the ".0" of a float.
-_WHOLE_NUMBER = re.compile(r"(?:0|-?[1-9][0-9]{0,18})(?:\.0+)?")
+# What comes back from int() as it is but for blanks, perhaps with a float's ".0".
+_WHOLE_NUMBER = re.compile(r"[ \t]*(?:0|-?[1-9][0-9]{0,18})(?:\.0+)?[ \t]*")
+# How files of text write that there is no value.
+_MISSING = {"NA", "N/A", "<NA>", "nan", "NaN", "NULL", "null", "None", "\\N"}
 # From here on not every whole number is a float64.
 _FIRST_INEXACT = 2**53
 
@@ -86,6 +88,23 @@ def in_order_of_tokens(
     if numbers and -(2**63) <= min(numbers) and max(numbers) < 2**63:
         return in_order(np.array(numbers, np.int64), codes, title)
     return in_order(tokens, codes, title)
+
+
+def marks_of_missing(tokens: Collection[str]) -> set[str]:
+    """Returns those of the ids of a column that stand for no id.
+
+    In a column of numbers these are "NA", "NULL" and the like; in one of text they may
+    be ids.
+
+    Examples:
+      >>> marks_of_missing(["7", "NA"]), marks_of_missing(["x", "NA"])
+      ({'NA'}, set())
+    """
+    marks = _MISSING.intersection(tokens)
+    if not marks:
+        return marks
+    others = list(set(tokens) - marks)
+    return marks if not others or _plain_numbers(others) is not None else set()
 
 
 def _plain_numbers(tokens: Sequence[str]) -> list[int] | None:

@@ -63,6 +63,8 @@ def test_what_is_no_id(column, error, message):
     [
         (["10", "9", "-3"], [-3, 9, 10]),
         (["123.0", "123", "7.00"], [7, 123]),
+        ([" 1", "1", "2 "], [1, 2]),
+        (["x ", "x"], ["x", "x "]),
         (["9223372036854775807", "-9223372036854775808"], [-(2**63), 2**63 - 1]),
         # Anything else would not come back as it was.
         (["007", "7"], ["007", "7"]),
@@ -70,7 +72,6 @@ def test_what_is_no_id(column, error, message):
         (["7.5", "7"], ["7", "7.5"]),
         (["-0", "0"], ["-0", "0"]),
         (["1_0", "10"], ["10", "1_0"]),
-        ([" 1", "1"], [" 1", "1"]),
         (["\uff11", "1"], ["1", "\uff11"]),
         (["9223372036854775808", "1"], ["1", "9223372036854775808"]),
         (["9" * 5000, "1"], ["1", "9" * 5000]),
@@ -81,3 +82,11 @@ def test_tokens_are_numbers_only_if_all_are_plain(tokens, expected):
     found = ids.number_tokens(tokens, "item")
     assert found.ids.tolist() == expected
     assert len(found.codes) == len(tokens)
+
+
+def test_marks_of_missing_ids():
+    for column in (["NA"], ["1", "NA", "nan"], ["1.0", "NULL", "NA"]):
+        marks = ids.marks_of_missing(column)
+        assert marks == {each for each in column if not each[0].isdigit()}
+    for column in (["NA", "x"], ["1", "NaNa"], ["1", "2"], ["NA", "007"]):
+        assert ids.marks_of_missing(column) == set()

@@ -8,6 +8,7 @@ finds the fault or, where Arrow was only too strict, returns the same columns.
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 from typing import Any
@@ -18,6 +19,7 @@ from sevo_jax._files import replacing
 from sevo_jax._messages import shown
 from sevo_jax.data import ids
 from sevo_jax.data.formats import arrow
+from sevo_jax.data.formats.columns import Positions
 from sevo_jax.data.formats.layout import Dialect, Table, find_table, skip_comments
 from sevo_jax.data.formats.lines import (
     COMMENT,
@@ -46,9 +48,12 @@ def parse(
     where, faults = source.where, request.faults
     start, line = skip_comments(where, data, faults)
     table = find_table(f"{where}:{line}", data, start, request, dialect)
+    first_line = data[start : data.find(b"\n", start) + 1 or len(data)]
     for _ in range(table.header_lines):
         start = data.find(b"\n", start) + 1 or len(data)
     body = normalised(data[start:], table.delimiter)
+    if _knows_no_quotes(first_line, body, table):
+        table = table._replace(quoted=False)
     columns = arrow.quickly(_parse_with_arrow, body, table) or _scan(
         where, body, line + table.header_lines, table, faults
     )
@@ -104,8 +109,8 @@ def _parse_with_arrow(body: bytes, table: Table) -> Columns:
     from pyarrow import csv as arrow_csv
 
     has_quotes = table.quoted and b'"' in body
-    if has_quotes and body.count(b'"') % 2:
-        raise ValueError("a quote that is not closed takes the rest of the file")
+    if has_quotes and not _pair(body, table.delimiter):
+        raise ValueError("a quote that is not closed takes the next lines")
     if b"\r" in body and body.count(b"\r") != body.count(b"\r\n"):
         raise ValueError("a carriage return inside a line")
     compute: Any = pyarrow.compute
@@ -143,12 +148,31 @@ def _parse_with_arrow(body: bytes, table: Table) -> Columns:
     )
 
 
+def _knows_no_quotes(first_line: bytes, body: bytes, table: Table) -> bool:
+    """Whether quotes are what people typed, as in most files with tabs."""
+    if table.delimiter != "\t" or not table.quoted or _pair(body, "\t"):
+        return False
+    fields = first_line.split(b"\t")
+    chosen = [fields[at] for at in table.positions if at is not None]
+    if any(field.startswith(b'"') for field in chosen):
+        return False
+    return any(not row.fields for row in rows(body, "\t", quoted=True))
+
+
+def _pair(body: bytes, delimiter: str) -> bool:
+    """Whether as many fields begin with a quote as end with one."""
+    cut = delimiter.encode()
+    begin = body.count(cut + b'"') + body.count(b'\n"') + body.startswith(b'"')
+    end = body.count(b'"' + cut) + body.count(b'"\n') + body.count(b'"\r\n')
+    return begin == end + body.endswith(b'"')
+
+
 def _scan(
     where: str, body: bytes, first_line: int, table: Table, faults: Faults
 ) -> Columns:
     """Reads line by line, and names those that are malformed."""
-    users: list[str] = []
-    items: list[str] = []
+    columns: list[list[str]] = [[], []]
+    lines: list[int] = []
     times: list = []
     parse_time = TimeParser()
     user_at, item_at, time_at = table.positions
@@ -170,18 +194,27 @@ def _scan(
                 times.append(parse_time(fields[time_at]))
             except ValueError as error:
                 fault = f"{error}"
+        line = row.line + first_line - 1
         if fault:
-            at = f"{where}:{row.line + first_line - 1}"
-            faults.add(at, fault, row.num_lines)
+            faults.add(f"{where}:{line}", fault, row.num_lines)
             continue
-        users.append(fields[user_at])
-        items.append(fields[item_at])
-    if not users:
+        lines.append(line)
+        columns[0].append(fields[user_at])
+        columns[1].append(fields[item_at])
+    keep = np.ones(len(lines), bool)
+    for title, column in zip(Positions._fields, columns):
+        marks = ids.marks_of_missing(column)
+        missing = (at for at, entry in enumerate(column) if entry in marks)
+        for at in missing if marks else ():
+            faults.add(f"{where}:{lines[at]}", f"the {title} is missing, {column[at]}")
+            keep[at] = False
+    if not keep.any():
         raise faults.nothing_left(where)
+    users, items = (list(itertools.compress(column, keep)) for column in columns)
     return (
         ids.number_tokens(users, "user"),
         ids.number_tokens(items, "item"),
-        None if time_at is None else ranked(times),
+        None if time_at is None else ranked(list(itertools.compress(times, keep))),
     )
 
 

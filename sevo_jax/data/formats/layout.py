@@ -86,12 +86,19 @@ def find_table(
     possible: list[Table] = []
     refusal, widest = "", 0
     for delimiter in delimiters:
-        first, second = _first_rows(head, delimiter, typed)
+        quoted = may_quote(delimiter, typed)
+        first, second = _first_rows(head, delimiter, quoted)
+        if first.fault and delimiter == "\t":
+            # Titles as people type them: few writers of tabs know quotes.
+            quoted = False
+            first, second = _first_rows(head, delimiter, quoted)
         if first.fault:
-            refusal = refusal or f"{where}: {first.fault}"
+            refusal, widest = f"{where}: {first.fault}", _LONGEST_LINE
+            continue
+        if delimiter == " " and (possible or widest == _LONGEST_LINE):
+            # Blanks cut whatever another cuts, and more.
             continue
         names = _untyped(where, first.fields) if typed else first.fields
-        quoted = may_quote(delimiter, typed)
         try:
             positions = find(where, names, columns)
             if named or has_usual_name(names):
@@ -106,10 +113,8 @@ def find_table(
         header_lines = first.line if is_header else 0
         table = Table(delimiter, quoted, first.fields, header_lines, positions)
         possible.append(table)
-    # What is cut by one delimiter should not hold another; and blanks cut whatever
-    # another cuts, and more.
+    # What is cut by one delimiter should not hold another.
     possible = [each for each in possible if not _holds_another(each)] or possible
-    possible = [each for each in possible if each.delimiter != " "] or possible
     if not possible:
         raise ValueError(
             f"{refusal}; if this line is data already, give the numbers of all of "
@@ -129,7 +134,13 @@ def has_header(data: bytes) -> bool:
     """Whether the first line has usual names of users and of items."""
     for delimiter in _DELIMITERS:
         try:
-            find("", _first_rows(_head(data, 0), delimiter, False)[0].fields, {})
+            find(
+                "",
+                _first_rows(_head(data, 0), delimiter, may_quote(delimiter, False))[
+                    0
+                ].fields,
+                {},
+            )
         except ValueError:
             continue
         return True
@@ -158,10 +169,9 @@ def _head(data: bytes, start: int) -> bytes:
     return data[start : end or start + _LONGEST_LINE]
 
 
-def _first_rows(head: bytes, delimiter: str, typed: bool) -> tuple[Row, Row]:
+def _first_rows(head: bytes, delimiter: str, quoted: bool) -> tuple[Row, Row]:
     """The first two rows; without fields if they are not there."""
-    lines = normalised(head, delimiter)
-    found = rows(lines, delimiter, may_quote(delimiter, typed))
+    found = rows(normalised(head, delimiter), delimiter, quoted)
     first, second, *_ = (*itertools.islice(found, 2), Row(0, 0, []), Row(0, 0, []))
     return first, second
 
