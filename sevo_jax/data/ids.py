@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from sevo_jax._messages import shown
 # What comes back from int() as it is but for blanks, perhaps with a float's ".0".
 _WHOLE_NUMBER = re.compile(r"[ \t]*(?:0|-?[1-9][0-9]{0,18})(?:\.0+)?[ \t]*")
 # How files of text write that there is no value.
-_MISSING = {"NA", "N/A", "<NA>", "nan", "NaN", "NULL", "null", "None", "\\N"}
+_MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "-nan", "nat", "null", "none", "nil"}
+_MISSING |= {"\\n", "undefined", "-", "?"}
 # From here on not every whole number is a float64.
 _FIRST_INEXACT = 2**53
 
@@ -83,14 +84,23 @@ def in_order_of_tokens(
       tokens: the ids, none twice, in any order.
       codes: the position in `tokens` of each interaction's id.
       title: as in `number`.
+
+    Raises:
+      ValueError: one of them stands for no id, as `marks_of_missing` finds; or as in
+        `number`.
     """
     numbers = _plain_numbers(tokens)
+    if numbers is None and (marks := marks_of_missing(tokens)):
+        raise ValueError(
+            f"the {title} id {min(marks)} among numbers stands for none: leave such "
+            "interactions out"
+        )
     if numbers and -(2**63) <= min(numbers) and max(numbers) < 2**63:
         return in_order(np.array(numbers, np.int64), codes, title)
     return in_order(tokens, codes, title)
 
 
-def marks_of_missing(tokens: Collection[str]) -> set[str]:
+def marks_of_missing(tokens: Iterable[str]) -> set[str]:
     """Returns those of the ids of a column that stand for no id.
 
     In a column of numbers these are "NA", "NULL" and the like; in one of text they may
@@ -100,11 +110,13 @@ def marks_of_missing(tokens: Collection[str]) -> set[str]:
       >>> marks_of_missing(["7", "NA"]), marks_of_missing(["x", "NA"])
       ({'NA'}, set())
     """
-    marks = _MISSING.intersection(tokens)
-    if not marks:
-        return marks
-    others = list(set(tokens) - marks)
-    return marks if not others or _plain_numbers(others) is not None else set()
+    marks = set()
+    for token in tokens:
+        if not _WHOLE_NUMBER.fullmatch(token):
+            if token.strip().lower() not in _MISSING:
+                return set()
+            marks.add(token)
+    return marks
 
 
 def _plain_numbers(tokens: Sequence[str]) -> list[int] | None:

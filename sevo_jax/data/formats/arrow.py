@@ -52,8 +52,6 @@ def number(column: Any, title: str, *, tokens: bool = False) -> ids.Numbered:
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     entries = encoded.dictionary.to_numpy(zero_copy_only=False)
     if tokens:
-        if ids.marks_of_missing(entries.tolist()):
-            raise ValueError("ids are missing")
         return ids.in_order_of_tokens(entries.tolist(), codes, title)
     if entries.dtype.kind == "O":
         return ids.in_order(entries.tolist(), codes, title)

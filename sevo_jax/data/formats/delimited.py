@@ -26,6 +26,7 @@ from sevo_jax.data.formats.lines import (
     UNIT_SEPARATOR,
     character,
     normalised,
+    quotes_pair,
     rows,
 )
 from sevo_jax.data.formats.request import Faults, Request, warn_of_order
@@ -48,11 +49,10 @@ def parse(
     where, faults = source.where, request.faults
     start, line = skip_comments(where, data, faults)
     table = find_table(f"{where}:{line}", data, start, request, dialect)
-    first_line = data[start : data.find(b"\n", start) + 1 or len(data)]
     for _ in range(table.header_lines):
         start = data.find(b"\n", start) + 1 or len(data)
     body = normalised(data[start:], table.delimiter)
-    if _knows_no_quotes(first_line, body, table):
+    if _knows_no_quotes(body, table):
         table = table._replace(quoted=False)
     columns = arrow.quickly(_parse_with_arrow, body, table) or _scan(
         where, body, line + table.header_lines, table, faults
@@ -109,10 +109,10 @@ def _parse_with_arrow(body: bytes, table: Table) -> Columns:
     from pyarrow import csv as arrow_csv
 
     has_quotes = table.quoted and b'"' in body
-    if has_quotes and not _pair(body, table.delimiter):
-        raise ValueError("a quote that is not closed takes the next lines")
     if b"\r" in body and body.count(b"\r") != body.count(b"\r\n"):
         raise ValueError("a carriage return inside a line")
+    if has_quotes and not quotes_pair(body, table.delimiter):
+        raise ValueError("Arrow takes quotes where there should be none")
     compute: Any = pyarrow.compute
     user, item, timestamp = table.positions
     # The first column shows comments.
@@ -148,23 +148,19 @@ def _parse_with_arrow(body: bytes, table: Table) -> Columns:
     )
 
 
-def _knows_no_quotes(first_line: bytes, body: bytes, table: Table) -> bool:
-    """Whether quotes are what people typed, as in most files with tabs."""
-    if table.delimiter != "\t" or not table.quoted or _pair(body, "\t"):
+def _knows_no_quotes(body: bytes, table: Table) -> bool:
+    """Whether quotes are only what people typed, as in most files with tabs."""
+    if table.delimiter != "\t" or not table.quoted or quotes_pair(body, "\t"):
         return False
-    fields = first_line.split(b"\t")
-    chosen = [fields[at] for at in table.positions if at is not None]
-    if any(field.startswith(b'"') for field in chosen):
+    if not any(row.fault for row in rows(body, "\t", quoted=True)):
         return False
-    return any(not row.fields for row in rows(body, "\t", quoted=True))
-
-
-def _pair(body: bytes, delimiter: str) -> bool:
-    """Whether as many fields begin with a quote as end with one."""
-    cut = delimiter.encode()
-    begin = body.count(cut + b'"') + body.count(b'\n"') + body.startswith(b'"')
-    end = body.count(b'"' + cut) + body.count(b'"\n') + body.count(b'"\r\n')
-    return begin == end + body.endswith(b'"')
+    chosen = [at for at in table.positions if at is not None]
+    return not any(
+        row.fields[at].startswith('"')
+        for row in rows(body, "\t", quoted=False)
+        for at in chosen
+        if at < len(row.fields)
+    )
 
 
 def _scan(
@@ -196,18 +192,18 @@ def _scan(
                 fault = f"{error}"
         line = row.line + first_line - 1
         if fault:
-            faults.add(f"{where}:{line}", fault, row.num_lines)
+            faults.add(f"{where}:{line}", fault)
             continue
         lines.append(line)
         columns[0].append(fields[user_at])
         columns[1].append(fields[item_at])
     keep = np.ones(len(lines), bool)
     for title, column in zip(Positions._fields, columns):
-        marks = ids.marks_of_missing(column)
-        missing = (at for at, entry in enumerate(column) if entry in marks)
-        for at in missing if marks else ():
-            faults.add(f"{where}:{lines[at]}", f"the {title} is missing, {column[at]}")
-            keep[at] = False
+        marks = ids.marks_of_missing(dict.fromkeys(column))
+        for at, entry in enumerate(column) if marks else ():
+            if entry in marks:
+                faults.add(f"{where}:{lines[at]}", f"the {title} is missing, {entry}")
+                keep[at] = False
     if not keep.any():
         raise faults.nothing_left(where)
     users, items = (list(itertools.compress(column, keep)) for column in columns)

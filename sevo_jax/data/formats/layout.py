@@ -102,7 +102,9 @@ def find_table(
         try:
             positions = find(where, names, columns)
             if named or has_usual_name(names):
-                return Table(delimiter, quoted, first.fields, first.line, positions)
+                return Table(
+                    delimiter, quoted, first.fields, first.num_lines, positions
+                )
         except ValueError as error:
             if len(names) > widest:
                 refusal, widest = f"{error}", len(names)
@@ -110,7 +112,7 @@ def find_table(
                 continue
             positions = find(where, names, {**dialect.columns, **columns})
         is_header = _is_header(names, second.fields, positions)
-        header_lines = first.line if is_header else 0
+        header_lines = first.num_lines if is_header else 0
         table = Table(delimiter, quoted, first.fields, header_lines, positions)
         possible.append(table)
     # What is cut by one delimiter should not hold another.
@@ -133,14 +135,10 @@ def find_table(
 def has_header(data: bytes) -> bool:
     """Whether the first line has usual names of users and of items."""
     for delimiter in _DELIMITERS:
+        quoted = may_quote(delimiter, typed=False)
+        first, _ = _first_rows(_head(data, 0), delimiter, quoted)
         try:
-            find(
-                "",
-                _first_rows(_head(data, 0), delimiter, may_quote(delimiter, False))[
-                    0
-                ].fields,
-                {},
-            )
+            find("", first.fields, {})
         except ValueError:
             continue
         return True

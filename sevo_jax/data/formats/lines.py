@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from sevo_jax._messages import shown
 
@@ -21,7 +24,7 @@ class Row(NamedTuple):
     """A line, or several if a quoted field has line breaks.
 
     Attributes:
-      line: the number of the last line, from 1.
+      line: the number of the first line, from 1.
       num_lines: how many lines.
       fields: what they hold.
       fault: what is wrong with them, if not empty.
@@ -52,6 +55,34 @@ def may_quote(delimiter: str, typed: bool) -> bool:
     return not typed and delimiter != " " and len(delimiter) == 1
 
 
+def quotes_pair(data: bytes, delimiter: str) -> bool:
+    """Whether all quotes enclose whole fields, or stand in the midst of others.
+
+    Then all parsers agree. Lines end in a line feed, and perhaps a return before it.
+
+    Examples:
+      >>> quotes_pair(b'1,"a ""b"" c",2,3\\' tall,3\\" tall', ",")
+      True
+      >>> quotes_pair(b'1,"a,2', ","), quotes_pair(b'1,"a"b,2', ",")
+      (False, False)
+    """
+    text = np.frombuffer(data, np.uint8)
+    at = np.flatnonzero(text == ord('"'))
+    is_border = np.zeros(256, bool)
+    is_border[[*delimiter.encode(), *b'\r\n"']] = True
+    before = is_border[text[at - 1]] | (at == 0)
+    after = is_border[text[(at + 1) % len(text)]] | (at == len(text) - 1)
+    is_mark = before | after
+    is_inside = np.cumsum(is_mark) % 2 == 1
+    opening, closing = is_mark & is_inside, is_mark & ~is_inside
+    return bool(
+        np.sum(is_mark) % 2 == 0
+        and before[opening].all()
+        and after[closing].all()
+        and is_mark[is_inside].all()
+    )
+
+
 def comment_fault(line: str) -> str:
     """What is wrong with a line that begins as a comment does."""
     return (
@@ -70,33 +101,55 @@ def rows(data: bytes, delimiter: str, quoted: bool) -> Iterator[Row]:
         strict=True,
     )
     while True:
-        lines.first, before = "", reader.line_num
+        lines.of_row.clear()
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            fault = f"{error}: {shown(lines.first.rstrip())}"
-            yield Row(before + 1, reader.line_num - before, [], fault)
+            # A quote that is not closed must not take the lines behind it.
+            fault = f"{error}"
+            if lines.put_back_all_but_one() or fault == "unexpected end of data":
+                fault = "a quote opens a field and none closes it"
+            fault = f"{fault}: {shown(lines.of_row[0].rstrip())}"
+            yield Row(lines.number, 1, [], fault)
             continue
-        fault = comment_fault(lines.first) if COMMENT.match(lines.first) else ""
+        first = lines.of_row[0]
+        fault = comment_fault(first) if COMMENT.match(first) else ""
         if fault or len(fields) > 1 or "".join(fields).strip():
-            yield Row(reader.line_num, reader.line_num - before, fields, fault)
+            num_lines = len(lines.of_row)
+            yield Row(lines.number - num_lines + 1, num_lines, fields, fault)
 
 
 class _Lines:
-    """Lines of text, each with its end, and the first of those since `first` was ""."""
+    """Lines of text, each with its end.
+
+    Attributes:
+      number: how many were read.
+      of_row: those that were read since this was cleared.
+    """
 
     def __init__(self, data: bytes):
         self._lines = io.TextIOWrapper(
             io.BytesIO(data), encoding="utf-8", errors="surrogateescape", newline="\n"
         )
-        self.first = ""
+        self._again: deque[str] = deque()
+        self.number = 0
+        self.of_row: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.first = self.first or line
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
+        self.of_row.append(line)
         return line
+
+    def put_back_all_but_one(self) -> bool:
+        """Has the lines of the row but the first read once more, if there are any."""
+        again = self.of_row[1:]
+        del self.of_row[1:]
+        self.number -= len(again)
+        self._again.extendleft(reversed(again))
+        return bool(again)

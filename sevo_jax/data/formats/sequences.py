@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -55,18 +56,28 @@ def read(source: Source, request: Request) -> InteractionLog:
     if not rows.users:
         raise request.faults.nothing_left(where)
     _refuse_header(where, rows)
-    users, codes = ids.distinct(rows.users)
+    users = dict.fromkeys(rows.users)
     if len(users) == len(rows.items) > 2:
         _refuse_map(f"{where}:{rows.numbers[0]}", rows)
     if len(users) < len(rows.users) and set(rows.lengths) != {1}:
         rows = _each_once(where, rows, request.faults)
-        users, codes = ids.distinct(rows.users)
+    try:
+        return _log(rows, source.name)
+    except ValueError:
+        rows = _without_missing(where, rows, request.faults)
+        if not rows.users:
+            raise request.faults.nothing_left(where) from None
+        return _log(rows, source.name)
+
+
+def _log(rows: _Rows, name: str) -> InteractionLog:
+    users, codes = ids.distinct(rows.users)
     items, item_codes = ids.distinct(rows.items)
     return InteractionLog.from_codes(
         ids.in_order_of_tokens(_decoded(users), np.repeat(codes, rows.lengths), "user"),
         ids.in_order_of_tokens(_decoded(items), item_codes, "item"),
         None,
-        name=source.name,
+        name=name,
     )
 
 
@@ -156,26 +167,46 @@ def _refuse_map(where: str, rows: _Rows) -> None:
             )
 
 
+def _without_missing(where: str, rows: _Rows, faults: Faults) -> _Rows:
+    """The rows without those in which a mark such as "NA" stands for an id."""
+    no_users, no_items = (
+        {mark.encode() for mark in ids.marks_of_missing(_decoded([*set(tokens)]))}
+        for tokens in (rows.users, rows.items)
+    )
+    if not (no_users or no_items):
+        return rows
+    keep, start = [], 0
+    for number, user, length in zip(rows.numbers, rows.users, rows.lengths):
+        row = rows.items[start : start + length]
+        marks = no_users & {user} or no_items.intersection(row)
+        if marks:
+            faults.add(f"{where}:{number}", f"an id is missing, {_named(min(marks))}")
+        keep.append(not marks)
+        start += length
+    return _kept(rows, keep)
+
+
 def _each_once(where: str, rows: _Rows, faults: Faults) -> _Rows:
     """The rows without those of users that have had one."""
-    kept, lines = _Rows([], [], [], []), {}
-    start = 0
-    for number, user, length in zip(rows.numbers, rows.users, rows.lengths):
-        end = start + length
-        if lines.setdefault(user, number) != number:
+    keep, lines = [], {}
+    for number, user in zip(rows.numbers, rows.users):
+        keep.append(lines.setdefault(user, number) == number)
+        if not keep[-1]:
             faults.add(
                 f"{where}:{number}",
                 f"user {_named(user)} stands on line {lines[user]} already: put all "
                 "items of a user on one line; in a table, give the columns, user=..., "
                 "item=... (--user-column, --item-column)",
             )
-        else:
-            kept.numbers.append(number)
-            kept.users.append(user)
-            kept.lengths.append(length)
-            kept.items.extend(rows.items[start:end])
-        start = end
-    return kept
+    return _kept(rows, keep)
+
+
+def _kept(rows: _Rows, keep: list[bool]) -> _Rows:
+    items = np.repeat(keep, rows.lengths)
+    return _Rows(
+        *(list(compress(column, keep)) for column in rows[:3]),
+        list(compress(rows.items, items)),
+    )
 
 
 def _decoded(tokens: list[bytes]) -> list[str]:

@@ -287,7 +287,7 @@ def test_bad_lines(request, file, as_lists, fails, warnings_of, line, message):
     assert "skipped 1 " in said and "log.csv:4: " in said
 
 
-@pytest.mark.parametrize("mark", ["NA", "NULL", "nan", "None", "\\N", "<NA>"])
+@pytest.mark.parametrize("mark", ["NA", "NULL", " nan", "None", "\\N", "-"])
 def test_marks_of_missing_ids(file, as_lists, fails, warnings_of, mark):
     path = file("log.csv", f"user,item,time\n1,b,3\n{mark},c,2\n1,{mark},1\n")
     fails(lambda: read(path), f"log.csv:3: the user is missing, {mark}")
@@ -313,7 +313,9 @@ def test_quotes_as_people_type_them(file, as_lists, fails, cut):
     # Ids in quotes are no such titles.
     if cut == "\t":
         path = file("log.csv", '"user"\t"item"\n"1"\t"b"\n"2"\t"c\n')
-        fails(lambda: read(path), "log.csv:3: unexpected end of data")
+        fails(lambda: read(path), "log.csv:3: a quote opens a field")
+        text = 'user\titem\ttitle\n"1"\t"b"\tx\n"2"\t"c"\t"Hi\n'
+        fails(lambda: read(file("log.csv", text)), "log.csv:3: a quote opens a field")
     text = 'user;title;item\n1;"a;""b"";";"x\ny"\n1;"";z\n'.replace(";", cut)
     assert as_lists(read(file("log.csv", text))) == {1: ["x\ny", "z"]}
 
@@ -340,12 +342,45 @@ def test_all_bad_lines_are_counted(file, as_lists, fails, warnings_of):
 
 def test_a_quote_that_is_not_closed(file, as_lists, fails, warnings_of):
     path = file("log.csv", 'user,item\n1,b\n2,"c\n3,d\n4,e\n')
-    fails(lambda: read(path), "log.csv:3: unexpected end of data")
+    fails(lambda: read(path), "log.csv:3: a quote opens a field and none closes it")
     logs = []
     (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
-    # Its lines are lost, and counted.
-    assert as_lists(logs[0]) == {1: ["b"]}
-    assert "skipped 3 " in said
+    # It does not take the lines behind it.
+    assert as_lists(logs[0]) == {1: ["b"], 3: ["d"], 4: ["e"]}
+    assert "skipped 1 " in said
+    # Nor if a quote of another line might close it.
+    text = 'user,title,item\n1,"Untitled,b\n2,x,c\n1,say "hi",d\n'
+    path = file("log.csv", text)
+    fails(lambda: read(path), "log.csv:2: a quote opens a field and none closes it")
+    _, said = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
+    assert as_lists(logs[1]) == {1: ["d"], 2: ["c"]}
+    assert "skipped 1 " in said
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quotes_anywhere(tmp_path, seed):
+    """Both parsers agree, whatever the quotes are."""
+    rng = random.Random(seed)
+    for _ in range(20):
+        pieces = ['"', '"', '""', ",", "\n", "x", "y z", "1", "\r\n", "\t"]
+        text = "user,note,item\n" + "".join(rng.choices(pieces, k=rng.randint(1, 25)))
+        path = tmp_path / "log.csv"
+        path.write_bytes(text.encode())
+        outcomes = []
+        for parse in (delimited._parse_with_arrow, mock.Mock(side_effect=ValueError)):
+            with mock.patch.object(delimited, "_parse_with_arrow", parse):
+                try:
+                    log = read(path)
+                    outcomes.append(
+                        [
+                            log.user_ids.tolist(),
+                            log.item_ids.tolist(),
+                            str(log.sequences),
+                        ]
+                    )
+                except ValueError as error:
+                    outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1], text
 
 
 def test_bytes_in_columns_that_are_not_read(file, as_lists):

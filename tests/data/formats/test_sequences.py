@@ -81,6 +81,8 @@ def test_text_beside_numbers_is_no_header(file, as_lists):
         (b"5 \xff", "not UTF-8"),
         (b"\xff 5", "not UTF-8"),
         ("x" * 10**6, "has no items"),
+        ("NULL 7", "an id is missing, NULL"),
+        ("5 2 NA", "an id is missing, NA"),
     ],
 )
 def test_bad_lines(file, as_lists, fails, warnings_of, line, message):
