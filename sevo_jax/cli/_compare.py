@@ -10,6 +10,7 @@ import jax
 import tyro
 
 from sevo_jax._files import locked, replace_text
+from sevo_jax.cli._graph_files import as_graphs, remembered
 from sevo_jax.cli._options import option, parse
 from sevo_jax.cli._runs import (
     RecipeOptions,
@@ -26,7 +27,7 @@ from sevo_jax.reports.comparison import (
     format_table,
     write_results,
 )
-from sevo_jax.training import OptimizerConfig, RunResult, Trainer
+from sevo_jax.training import OptimizerConfig, RunFolder, RunResult, Trainer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Compare(RecipeOptions):
       sevo-jax compare --data beauty.txt --recipe sasrec-beauty --output runs/beauty
       sevo-jax compare --optimizers adamw sevo_adamw lion --seeds 0 1 2 3 4
       sevo-jax compare --epochs 100 --beta 0.9 --output runs/beta-0.9
+      sevo-jax compare --data log.csv --graph.kind attributes --graph.attributes g.csv
     """
 
     optimizers: Annotated[
@@ -93,21 +95,30 @@ def compare(args: Sequence[str]) -> None:
     default = Compare(recipe=name, **as_options(recipe, SharedOptimizer))
     options = parse(Compare, "compare", args, default)
     check_seeds(*options.seeds)
+    files = options.graph_files(recipe)
     recipe = options.build()
     split = leave_one_out(options.data.load())
     output = options.output or Path("runs", f"compare-{recipe.model}-{split.log.name}")
     check_output(output, options.resume)
     mesh = options.devices()
+    for folder in output.glob("*-seed*"):
+        files = files or remembered(RunFolder(folder))
+
+    def folder_of(name: str, seed: int) -> RunFolder:
+        return run_folder(output / f"{name}-seed{seed}", options.data, files)
+
     # All of them before the first run: a wrong name should not show after hours.
     trainers = {
-        name: Trainer(recipe.with_optimizer(name), split, mesh=mesh)
+        name: Trainer(
+            recipe.with_optimizer(name), split, graphs=as_graphs(files), mesh=mesh
+        )
         for name in options.optimizers
     }
     with locked(output):
         check_output(output, options.resume)
         print(f"writing to {output}", file=sys.stderr)
         results: list[RunResult] = []
-        for result in _train(trainers, options, output):
+        for result in _train(trainers, options.seeds, folder_of):
             results.append(result)
             write_results(output / "results.json", [_entry(each) for each in results])
         table = format_table([_entry(each) for each in results])
@@ -117,18 +128,20 @@ def compare(args: Sequence[str]) -> None:
 
 
 def _train(
-    trainers: dict[str, Trainer], options: Compare, output: Path
+    trainers: dict[str, Trainer],
+    seeds: Sequence[int],
+    folder_of: Callable[[str, int], RunFolder],
 ) -> Iterator[RunResult]:
     if jax.default_backend() != "cpu":
-        yield from _train_together(trainers, options, output)
+        yield from _train_together(trainers, seeds, folder_of)
         return
-    total = len(options.seeds) * len(trainers)
+    total = len(seeds) * len(trainers)
     number = 0
     # Seed by seed: stopped half-way, the runs there are make pairs.
-    for seed in options.seeds:
+    for seed in seeds:
         for name, trainer in trainers.items():
             number += 1
-            folder = run_folder(output / f"{name}-seed{seed}", options.data)
+            folder = folder_of(name, seed)
             yield trainer.run(
                 seed=seed,
                 output=folder,
@@ -138,14 +151,13 @@ def _train(
 
 
 def _train_together(
-    trainers: dict[str, Trainer], options: Compare, output: Path
+    trainers: dict[str, Trainer],
+    seeds: Sequence[int],
+    folder_of: Callable[[str, int], RunFolder],
 ) -> Iterator[RunResult]:
     """All seeds of an optimizer in one program, which an accelerator has room for."""
     for number, (name, trainer) in enumerate(trainers.items(), start=1):
-        folders = [
-            run_folder(output / f"{name}-seed{seed}", options.data)
-            for seed in options.seeds
-        ]
+        folders = [folder_of(name, seed) for seed in seeds]
         left = [folder.has_checkpoint for folder in folders]
         # Seeds that were added to a comparison start anew, by themselves.
         for resume in (True, False):
@@ -153,7 +165,7 @@ def _train_together(
             if not chosen:
                 continue
             yield from trainer.run_together(
-                [options.seeds[i] for i in chosen],
+                [seeds[i] for i in chosen],
                 outputs=[folders[i] for i in chosen],
                 resume=resume,
                 label=f"[{number}/{len(trainers)}] {name}, {len(chosen)} seeds",

@@ -27,11 +27,13 @@ class Graph:
 
     the graph:
       links items that follow each other in the training part of the sequences, as
-      training with SEvo does
+      training with SEvo does; with --kind user-item users and their items, with --kind
+      attributes items that have an attribute in common
 
     examples:
       sevo-jax graph --data beauty.txt
       sevo-jax graph --data beauty.txt --max-hop 3 --item-offset 0 --output items.npz
+      sevo-jax graph --data ml-1m.txt --kind attributes --attributes genres.json
       sevo-jax graph --load items.npz --item-offset 0
     """
 
@@ -46,7 +48,12 @@ class Graph:
     ] = None
     output: Annotated[
         Path | None,
-        option("Save the graph, for sevo_jax.graphs.load.", "FILE.npz", "none"),
+        option(
+            "Save the graph, for --graph of train and compare, or to be read by "
+            "sevo_jax.graphs.load.",
+            "FILE.npz",
+            "none",
+        ),
     ] = None
     item_offset: Annotated[
         int,

@@ -16,6 +16,12 @@ from jax.sharding import Mesh
 
 from sevo_jax._files import is_empty
 from sevo_jax._messages import shown
+from sevo_jax.cli._graph_files import (
+    GraphFiles,
+    GraphOption,
+    check_unused,
+    graph_files,
+)
 from sevo_jax.cli._options import DataOptions, option
 from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.evaluation import EvaluationConfig
@@ -70,6 +76,7 @@ class RecipeOptions:
     # Which model it is, and so the class, is known when the command line is read.
     architecture: tyro.conf.OmitArgPrefixes[object]
     optimizer: Any
+    graphs: GraphOption = ()
     graph: GraphConfig
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig]
 
@@ -78,6 +85,19 @@ class RecipeOptions:
         values = {name: getattr(self, name) for name in _RECIPE_FIELDS}
         optimizer = OptimizerConfig(**vars(self.optimizer))
         return Recipe(**{**values, "optimizer": optimizer})
+
+    def graph_files(self, recipe: Recipe) -> GraphFiles:
+        """The files that `--graph` names.
+
+        Args:
+          recipe: what the options start from.
+
+        Raises:
+          ValueError: it is not clear what they are for, or others have no effect.
+        """
+        files = graph_files(self.graphs)
+        check_unused(files, self.graph, recipe.graph)
+        return files
 
     def devices(self) -> Mesh:
         """The mesh that `--mesh` asks for; makes the devices of a CPU, if it can.
@@ -162,9 +182,10 @@ def check_output(output: Path, resume: bool) -> None:
         )
 
 
-def run_folder(path: Path, data: DataOptions) -> RunFolder:
-    """The folder of a run on `data`, which it is to remember for `recall`."""
-    values = dataclasses.asdict(data)
+def run_folder(path: Path, data: DataOptions, graphs: GraphFiles) -> RunFolder:
+    """The folder of a run, which is to remember its data and graphs for `recall`."""
+    values: dict[str, Any] = dataclasses.asdict(data)
+    values["graphs"] = {name: str(file.resolve()) for name, file in graphs.items()}
     if data.data is not None:
         is_file = data.data != STANDARD_INPUT
         values["data"] = str(data.data.resolve() if is_file else data.data)
@@ -181,6 +202,7 @@ def recall(data: DataOptions, folder: RunFolder) -> DataOptions:
     values = folder.source
     if values is None:
         return data
+    values.pop("graphs", None)
     if isinstance(values.get("data"), str):
         values["data"] = Path(values["data"])
     hints = typing.get_type_hints(DataOptions)

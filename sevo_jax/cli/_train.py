@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sevo_jax.cli._graph_files import as_graphs, remembered
 from sevo_jax.cli._options import option, parse
 from sevo_jax.cli._runs import (
     RecipeOptions,
@@ -19,7 +20,13 @@ from sevo_jax.cli._runs import (
 )
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.reports.comparison import format_metrics
-from sevo_jax.training import OptimizerConfig, Trainer, connect, fingerprint
+from sevo_jax.training import (
+    OptimizerConfig,
+    RunFolder,
+    Trainer,
+    connect,
+    fingerprint,
+)
 from sevo_jax.training.identity import check_processes
 from sevo_jax.training.processes import is_first, on_first
 from sevo_jax.training.profiling import format_phases, profile
@@ -51,6 +58,7 @@ class Train(RecipeOptions):
       sevo-jax train --epochs 10 --profile runs/profile
       sevo-jax train --data ratings.csv --k-core 5 --optimizer sevo_adamw --beta 0.9
       sevo-jax train --data beauty.txt --output runs/beauty --resume
+      sevo-jax train --data beauty.txt --graph items.npz
     """
 
     seed: Annotated[
@@ -92,6 +100,7 @@ def train(args: Sequence[str]) -> None:
     default = Train(recipe=name, **as_options(recipe, NamedOptimizer))
     options = parse(Train, "train", args, default)
     check_seeds(options.seed)
+    files = options.graph_files(recipe)
     if options.profile is not None and options.profile.is_file():
         raise ValueError(f"--profile is {options.profile}, a file: choose a folder")
     if options.profile is not None and options.distributed is not None:
@@ -103,7 +112,8 @@ def train(args: Sequence[str]) -> None:
     if options.distributed is not None:
         known: Any = () if options.distributed == "auto" else options.distributed
         connect(*known)
-        values = {name: getattr(options, name) for name in ("seed", "mesh", "resume")}
+        names = ("seed", "mesh", "resume", "graphs")
+        values = {name: getattr(options, name) for name in names}
         check_processes(
             {
                 "recipe": recipe.to_dict(),
@@ -114,8 +124,9 @@ def train(args: Sequence[str]) -> None:
         )
     mesh = options.devices()
     on_first(lambda: check_output(output, options.resume))
-    folder = run_folder(output, options.data)
-    trainer = Trainer(recipe, split, mesh=mesh)
+    files = files or remembered(RunFolder(output))
+    folder = run_folder(output, options.data, files)
+    trainer = Trainer(recipe, split, graphs=as_graphs(files), mesh=mesh)
     if options.profile is not None:
         print(f"profiling to {options.profile}", file=sys.stderr)
         measured = profile(trainer, options.profile, seed=options.seed)

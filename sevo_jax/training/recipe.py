@@ -224,7 +224,7 @@ class Recipe:
         if model not in MODELS:
             raise ValueError(
                 f"model is {model!r}: {suggestion(model, MODELS)} One of your own is "
-                "known once the module that registers it is imported"
+                "known once the module that registers it is imported (--plugin MODULE)"
             )
         return _read(values, cls, "", architecture=MODELS[model].Config)
 

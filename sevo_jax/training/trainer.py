@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 import sevo_jax as sevo
-from sevo_jax import GraphOperator
-from sevo_jax._leaves import Graphs as GraphsOfTables
-from sevo_jax._leaves import LeafName, by_name, prepare_graphs, tables_of
+from sevo_jax._leaves import LeafName, by_name
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, describe
 from sevo_jax.graphs import kinds
@@ -57,6 +55,12 @@ from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
 from sevo_jax.training.run import Run, RunResult
 from sevo_jax.training.run_log import RunLog
+from sevo_jax.training.smoothed import (
+    GivenGraphs,
+    Graph,
+    find_smoothed,
+    read_graphs,
+)
 
 
 class Trainer:
@@ -72,7 +76,8 @@ class Trainer:
       split: the data.
       graphs: what SEvo smooths over, in place of the recipe's graph: a mapping from
         leaf names to adjacencies, as `sevo_jax.scale_by_sevo` takes it; or one
-        adjacency, over the leaves that the model smooths over the recipe's kind.
+        adjacency, over the leaves that the model smooths over the recipe's kind. An
+        adjacency may be the path of a file that `sevo_jax.graphs.save` wrote.
       optimizer: in place of the recipe's: an optax transformation, or a function that
         makes one of the graphs by leaf name. The graphs of the latter are arguments
         of the compiled program.
@@ -99,7 +104,7 @@ class Trainer:
         recipe: Recipe,
         split: LeaveOneOut,
         *,
-        graphs: GraphsOfTables | None = None,
+        graphs: GivenGraphs | None = None,
         optimizer: Any = None,
         mesh: Mesh | None = None,
     ):
@@ -110,7 +115,8 @@ class Trainer:
         config = recipe.evaluation
         self.protocol = describe(split, config, eval_every=recipe.eval_every)
         kind = MODELS[recipe.model]
-        self.smoothing = self._smoothing_graphs(kind, graphs)
+        smoothed = self._smoothed(kind, graphs)
+        self.smoothing = split_tables(self.mesh, read_graphs(smoothed), ())
         self._propagated = {
             name: split_tables(self.mesh, sevo.prepare(self._build(config)), ())
             for name, config in kind.propagated(recipe.architecture).items()
@@ -118,7 +124,7 @@ class Trainer:
         self.optimizer = self._make_optimizer(optimizer)
         model = self.new_model(0)
         graphdef, params, model_graphs, _ = split_model(model)
-        self.tables = tables_of(params, self.smoothing)
+        self.tables = find_smoothed(params, self.smoothing, smoothed)
         self.program = Program(graphdef, self.optimizer.update)
         self.graphs = Graphs(self.smoothing, model_graphs)
         self._given: dict[str, Any] = {}
@@ -376,19 +382,21 @@ class Trainer:
     def _build(self, config: GraphConfig) -> Any:
         return kinds.build(config, self.split, MODELS[self.recipe.model].item_offset)
 
-    def _smoothing_graphs(
-        self, kind: type[Recommender], graphs: GraphsOfTables | None
-    ) -> dict[LeafName, GraphOperator]:
-        """The operators that SEvo smooths over, by leaf name."""
+    def _smoothed(
+        self, kind: type[Recommender], graphs: Any
+    ) -> Mapping[LeafName, Graph]:
+        """The graphs that SEvo smooths over, by leaf name."""
+        if by_name(graphs):
+            return graphs
         leaves = kind.smoothed.get(self.recipe.graph.links, ())
-        named: Any = graphs
-        if graphs is None or not by_name(graphs):
-            graph = self._build(self.recipe.graph) if graphs is None else named
-            named = dict.fromkeys(leaves, sevo.prepare(graph)) if leaves else {}
-        return {
-            name: split_tables(self.mesh, graph, ())
-            for name, graph in prepare_graphs(named).items()
-        }
+        if not leaves and graphs is not None:
+            raise ValueError(
+                f"the model {self.recipe.model!r} names no table for a graph without a "
+                "name: give graphs by leaf name"
+            )
+        if graphs is None and leaves:
+            graphs = self._build(self.recipe.graph)
+        return dict.fromkeys(leaves, graphs)
 
     def _make_optimizer(self, given: Any) -> optax.GradientTransformationExtraArgs:
         name = self.recipe.optimizer.name
