@@ -57,7 +57,6 @@ from sevo_jax.training.run import Run, RunResult
 from sevo_jax.training.run_log import RunLog
 from sevo_jax.training.smoothed import (
     GivenGraphs,
-    Graph,
     find_smoothed,
     read_graphs,
 )
@@ -382,9 +381,7 @@ class Trainer:
     def _build(self, config: GraphConfig) -> Any:
         return kinds.build(config, self.split, MODELS[self.recipe.model].item_offset)
 
-    def _smoothed(
-        self, kind: type[Recommender], graphs: Any
-    ) -> Mapping[LeafName, Graph]:
+    def _smoothed(self, kind: type[Recommender], graphs: Any) -> Mapping[LeafName, Any]:
         """The graphs that SEvo smooths over, by leaf name."""
         if by_name(graphs):
             return graphs
@@ -394,7 +391,7 @@ class Trainer:
                 f"the model {self.recipe.model!r} names no table for a graph without a "
                 "name: give graphs by leaf name"
             )
-        if graphs is None and leaves:
+        if leaves and graphs is None:
             graphs = self._build(self.recipe.graph)
         return dict.fromkeys(leaves, graphs)
 
