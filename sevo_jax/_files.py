@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LOCK = ".lock"
@@ -46,8 +46,9 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -60,10 +61,14 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+def locked(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
     """Makes `folder`, and keeps all others out of the block until it ends.
 
     The lock ends with the process, however that ends; its file stays.
+
+    Returns:
+      A function that raises `FileNotFoundError` once the folder has been removed, or
+      another is in its place.
 
     Raises:
       FileExistsError: if another process, or this one, has it already.
@@ -82,7 +87,16 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             # Some file systems of clusters have no locks.
             if error.errno not in _NO_LOCKS:
                 raise
-        yield
+
+        def check() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(folder / _LOCK), os.fstat(file.fileno())):
+                    return
+            raise FileNotFoundError(
+                f"{folder} has been removed while a run was writing to it"
+            )
+
+        yield check
 
 
 def is_empty(folder: str | os.PathLike[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class RunFolder:
         self._split = self.path / "split.npz"
         self._result = self.path / "result.json"
         self._new_source = source
+        # What process 0 finds out as long as it has the folder.
+        self._check: Callable[[], None] = lambda: None
 
     @property
     def has_checkpoint(self) -> bool:
@@ -64,7 +66,7 @@ class RunFolder:
         """
         if resume:
             self.check_resumable()
-        with locked(self.path):
+        with locked(self.path) as self._check:
             if resume:
                 self.checkpoints.clean()
             elif self.has_checkpoint or self._result.exists():
@@ -90,6 +92,17 @@ class RunFolder:
             )
         if self._new_source is not None:
             _write(self._source, self._new_source)
+
+    def save(
+        self, epoch: int, about: Mapping[str, Any], parts: Mapping[str, Any]
+    ) -> None:
+        """Writes a checkpoint, as `Checkpoints.save`.
+
+        Raises:
+          FileNotFoundError: in process 0, if the folder has been removed meanwhile.
+        """
+        self._check()
+        self.checkpoints.save(epoch, about, parts)
 
     def check_resumable(self) -> None:
         """Makes sure that there is a checkpoint.
@@ -154,6 +167,7 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes JSON values as the result of the run."""
+        self._check()
         _write(self._result, result)
 
 

@@ -225,7 +225,7 @@ class Run:
         if self.unscheduled is not None:
             parts["unscheduled"], progress = self.unscheduled
             about["unscheduled"] = {**asdict(progress), "seconds": self.seconds}
-        self.folder.checkpoints.save(self.progress.epoch, about, parts)
+        self.folder.save(self.progress.epoch, about, parts)
 
     def _about(self) -> dict[str, Any]:
         return {

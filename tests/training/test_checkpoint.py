@@ -24,6 +24,7 @@ from sevo_jax.training import (
 )
 from sevo_jax.training.checkpoint import Checkpoints
 from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.run_log import RunLog
 
 # Trains until the point it is told to, where it kills itself.
 CHILD = """
@@ -270,6 +271,26 @@ def test_two_runs_do_not_write_to_one_directory(trainer, finished, tmp_path):
     assert after == before
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_directory_that_is_removed_ends_the_run(
+    another, other_trainer, tmp_path, monkeypatch
+):
+    output = tmp_path / "run"
+    told = RunLog.train
+
+    def remove(self, epoch, *args):
+        told(self, epoch, *args)
+        shutil.rmtree(output)
+        if another:
+            output.mkdir()
+            (output / ".lock").touch()
+
+    monkeypatch.setattr(RunLog, "train", remove)
+    with pytest.raises(FileNotFoundError, match="run has been removed while a run"):
+        other_trainer(epochs=1).run(seed=3, output=output, progress=False)
+    assert not (output / "checkpoints").exists()
+
+
 def test_a_run_that_may_not_resume_changes_nothing(trainer, finished, tmp_path):
     copy = shutil.copytree(finished[1], tmp_path / "run")
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
@@ -435,3 +456,29 @@ def test_an_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert Checkpoints(tmp_path).last().about["progress"] == {"epoch": 4}
+
+
+def test_a_full_disk_is_one_error_that_names_the_directory(tmp_path):
+    """A file may not grow beyond a megabyte, as on a disk that is full."""
+    code = """
+import resource, signal, sys
+import numpy as np
+from sevo_jax.training.checkpoint import Checkpoints
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+noise = {str(i): np.random.default_rng(i).random((2000, 100)) for i in range(5)}
+try:
+    Checkpoints(sys.argv[1]).save(1, {}, {"training": noise})
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "checkpoints"],
+        capture_output=True,
+        text=True,
+    )
+    path = tmp_path / "checkpoints"
+    assert done.stdout == f"[Errno 27] File too large: {str(path)!r}\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Checkpoints(path).epochs == []
