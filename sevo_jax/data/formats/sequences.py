@@ -202,10 +202,11 @@ def _each_once(where: str, rows: _Rows, faults: Faults) -> _Rows:
 
 
 def _kept(rows: _Rows, keep: list[bool]) -> _Rows:
-    items = np.repeat(keep, rows.lengths)
     return _Rows(
-        *(list(compress(column, keep)) for column in rows[:3]),
-        list(compress(rows.items, items)),
+        list(compress(rows.numbers, keep)),
+        list(compress(rows.users, keep)),
+        list(compress(rows.lengths, keep)),
+        list(compress(rows.items, np.repeat(keep, rows.lengths))),
     )
 
 
