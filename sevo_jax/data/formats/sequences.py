@@ -111,7 +111,10 @@ def _rows(where: str, data: bytes, faults: Faults) -> _Rows:
         if _is_comment(user):
             fault = f"the line begins as a comment does, {_shown(line)}: delete it"
         elif not items:
-            fault = f"user {_named(user)} has no items after blanks or tabs"
+            fault = (
+                f"user {_named(user)} has no items after blanks or tabs; in a table, "
+                "give the columns, user=..., item=... (--user-column, --item-column)"
+            )
         elif stray_returns and b"\r" in line.removesuffix(b"\r"):
             fault = f"a carriage return inside the line, {_shown(line)}"
         elif not (is_utf8 or _is_utf8(line)):

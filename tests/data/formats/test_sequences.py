@@ -76,7 +76,7 @@ def test_text_beside_numbers_is_no_header(file, as_lists):
         ("// 5 6", "begins as a comment does"),
         ("5", "user 5 has no items"),
         ("1 9", "user 1 stands on line 1 already"),
-        ("5,6,7", "user 5,6,7 has no items"),
+        ("5,6,7", "user 5,6,7 has no items after blanks or tabs; in a table, give"),
         ("5 6\r7 8", "a carriage return inside the line"),
         (b"5 \xff", "not UTF-8"),
         (b"\xff 5", "not UTF-8"),
