@@ -279,6 +279,7 @@ def test_other_forms_of_times_are_named(file, fails, time):
         ("x,y,2020-01-01", "the timestamp '2020-01-01' is not a number, as those"),
         ('"x"y,z,1', "',' expected after '\"'"),
         ("x\ry,z,1", ""),
+        ("\ufeff1,z,1", "a byte order mark"),
         (b"x\xff,y,1", "not UTF-8, the user"),
         (b"x,y\xff,1", "not UTF-8, the item"),
         ("x" * 200_000 + ",y,1", ""),
@@ -447,7 +448,7 @@ def test_recbole(file, as_lists, fails):
 
 
 @pytest.mark.parametrize(
-    "awkward", ["#a", "% a", "//", "a\rb", "a\nb", 'a"', ",", "\t"]
+    "awkward", ["#a", "\ufeffa", "% a", "//", "a\rb", "a\nb", 'a"', ",", "\t"]
 )
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv"])
 def test_awkward_ids_are_written_so_that_they_come_back(
@@ -459,7 +460,7 @@ def test_awkward_ids_are_written_so_that_they_come_back(
 
 
 def test_ids_beyond_a_recbole_file(tmp_path, fails):
-    for awkward in ("a\tb", "a\nb", "a\rb", "# a"):
+    for awkward in ("a\tb", "a\nb", "a\rb", "# a", "\ufeffa"):
         log = InteractionLog.from_columns([awkward], ["x"], name="log")
         fails(lambda: write(log, tmp_path / "log.inter"), "write .csv or .parquet")
     assert list(tmp_path.iterdir()) == []
