@@ -292,11 +292,13 @@ class CorrectedAdam:
                 for weight in _running_mean_weights(decay, count, dtype)
             )
             old = old.astype(new.dtype)
+            unbias = jnp.ones([], new.dtype)
             if corrected is not None:
                 before = jnp.maximum(count - 1, 1)
                 unbias = _running_mean_weights(decay, before, dtype)[1] / (1 - decay)
-                old = old * jnp.where(corrected == 0, unbias, 1).astype(new.dtype)
-            return jnp.where(active, keep * old + add * new, old)
+                unbias = jnp.where(corrected == 0, unbias, 1).astype(new.dtype)
+            # The scalars first: it is rounded as if there were nothing to correct.
+            return jnp.where(active, (keep * unbias) * old + add * new, unbias * old)
 
         square = grad * grad
         if jnp.iscomplexobj(grad):
