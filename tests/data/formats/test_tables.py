@@ -221,9 +221,9 @@ def test_a_frame_is_named_by_its_type(fails):
     assert read(pyarrow.table({"user": [1], "item": [2]})).name == "table"
     with pytest.raises(TypeError, match="__arrow_c_stream__.* not from dict"):
         read({"user": [1], "item": [2]})
-    for option in ({"format": "csv"}, {"delimiter": ","}):
-        frame = Frame(pyarrow.table({"user": [1], "item": [2]}))
-        fails(lambda: read(frame, **option), "the Frame is a table already")
+    frame = Frame(pyarrow.table({"user": [1], "item": [2]}))
+    fails(lambda: read(frame, format="csv"), "the Frame is a table already")
+    fails(lambda: read(frame, delimiter=","), "the Frame is a table already")
 
 
 @pytest.mark.parametrize("error", [OverflowError, TypeError, pyarrow.ArrowInvalid])
