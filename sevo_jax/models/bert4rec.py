@@ -11,7 +11,6 @@ segment of a row has all that the padded frame has; and logits are computed for 
 hidden cells alone.
 """
 
-import math
 import typing
 from dataclasses import dataclass
 
@@ -28,9 +27,6 @@ from sevo_jax.models.cross_entropy import cross_entropy
 from sevo_jax.models.recommender import SequenceModel, check_items
 from sevo_jax.models.registry import register
 from sevo_jax.samples.masked import MASK, MaskedBatch, MaskedEpochs, Sampling
-
-# Finite, so that nothing becomes NaN whatever a row holds.
-_INVISIBLE = -1e30
 
 
 @dataclass(frozen=True)
@@ -70,46 +66,15 @@ class BERT4RecConfig:
         _checks.one_of(self, "sampling", typing.get_args(Sampling))
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention within segments, to both sides."""
-
-    def __init__(self, config: BERT4RecConfig, kernel_in: jax.Array, *, rngs: nnx.Rngs):
-        self.config = config
-        self.kernel_in = nnx.Param(kernel_in)
-        self.bias_in = nnx.Param(jnp.zeros(3 * config.width))
-        self.project_out = _linear(config.width, config.width, rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "cells width"],
-        visibility: Float[Array, "rows row_cells row_cells"],
-        key: jax.Array | None,
-    ) -> Float[Array, "cells width"]:
-        rows, num_heads = len(visibility), self.config.num_heads
-        projected = x @ self.kernel_in[...] + self.bias_in[...]
-        query, keys, values = (
-            layers.split_heads(part, rows, num_heads)
-            for part in jnp.split(projected, 3, axis=-1)
-        )
-        query /= math.sqrt(query.shape[-1])
-        scores = jnp.einsum("nqd,nkd->nqk", query, keys)
-        scores += jnp.repeat(visibility, num_heads, axis=0)
-        # A softmax whose sum divides the mixed values: fewer numbers than weights.
-        highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.exp(scores - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = layers.dropout(weights, self.config.dropout, key)
-        mixed = jnp.einsum("nqk,nkd->nqd", weights, values) / total
-        return self.project_out(layers.merge_heads(mixed, rows))
-
-
 class Block(nnx.Module):
     """Attention and feed-forward, each added to its input and then normalised."""
 
     def __init__(self, config: BERT4RecConfig, kernel_in: jax.Array, *, rngs: nnx.Rngs):
         width = config.width
         self.dropout = config.dropout
-        self.attention = Attention(config, kernel_in, rngs=rngs)
+        self.attention = layers.Attention(
+            kernel_in, config.num_heads, config.dropout, _clipped_normal, rngs=rngs
+        )
         self.attention_norm = _norm(width, rngs)
         self.expand = _linear(width, 4 * width, rngs)
         self.contract = _linear(4 * width, width, rngs)
@@ -276,9 +241,7 @@ class BERT4Rec(SequenceModel):
         keys = layers.split(rng, 1 + self.config.num_blocks)
         x = self.item_embedding[...][inputs] + self.position_embedding[...][positions]
         x = layers.dropout(self.input_norm(x), self.config.dropout, keys[0])
-        # Empty cells make a segment of their own.
-        same = segments[:, :, None] == segments[:, None, :]
-        visibility = jnp.where(same, 0, _INVISIBLE).astype(x.dtype)
+        visibility = layers.visibility(segments, x.dtype)
         cells = layers.flatten_cells(x)
         for block, key in zip(self.blocks, keys[1:], strict=True):
             cells = block(cells, visibility, key)

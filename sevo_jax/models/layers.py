@@ -1,6 +1,7 @@
-"""What the sequence models share: initial values and dropout."""
+"""What the sequence models share: initial values, attention and dropout."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,82 @@ def merge_heads(
     rows_heads, width, d_head = x.shape
     x = x.reshape(rows, rows_heads // rows, width, d_head).swapaxes(1, 2)
     return x.reshape(rows * width, -1)
+
+
+# Finite, so that nothing becomes NaN whatever a row holds.
+_INVISIBLE = -1e30
+
+
+def visibility(
+    segments: Int[Array, "rows row_cells"], dtype: Any, *, causal: bool = False
+) -> Float[Array, "rows row_cells row_cells"]:
+    """Returns what `Attention` adds to the score of a query and, last, a key.
+
+    It is 0 within a segment and prohibitive between two. Empty cells make a segment of
+    their own.
+
+    Args:
+      segments: id of each cell's segment in its row.
+      dtype: of the scores.
+      causal: whether later cells of the segment are hidden too.
+    """
+    visible = segments[:, :, None] == segments[:, None, :]
+    if causal:
+        visible = jnp.tril(visible)
+    return jnp.where(visible, 0, _INVISIBLE).astype(dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention of the cells of rows.
+
+    Args:
+      kernel_in: initial kernel of query, key and value, `[width, 3 * width]`.
+      num_heads: a divisor of the width.
+      dropout_rate: of the attention weights.
+      kernel_out_init: initializer of the kernel of the output.
+      rngs: source of the initial values (stream `params`).
+    """
+
+    def __init__(
+        self,
+        kernel_in: jax.Array,
+        num_heads: int,
+        dropout_rate: float,
+        kernel_out_init: nnx.Initializer,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        width = len(kernel_in)
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.kernel_in = nnx.Param(kernel_in)
+        self.bias_in = nnx.Param(jnp.zeros(3 * width))
+        self.project_out = nnx.Linear(
+            width, width, kernel_init=kernel_out_init, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "cells width"],
+        visibility: Float[Array, "rows row_cells row_cells"],
+        key: jax.Array | None,
+    ) -> Float[Array, "cells width"]:
+        rows = len(visibility)
+        projected = x @ self.kernel_in[...] + self.bias_in[...]
+        query, keys, values = (
+            split_heads(part, rows, self.num_heads)
+            for part in jnp.split(projected, 3, axis=-1)
+        )
+        query /= math.sqrt(query.shape[-1])
+        scores = jnp.einsum("nqd,nkd->nqk", query, keys)
+        scores += jnp.repeat(visibility, self.num_heads, axis=0)
+        # A softmax whose sum divides the mixed values: fewer numbers than weights.
+        highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = dropout(weights, self.dropout_rate, key)
+        mixed = jnp.einsum("nqk,nkd->nqd", weights, values) / total
+        return self.project_out(merge_heads(mixed, rows))
 
 
 def dropout(x: Array, rate: float, key: jax.Array | None) -> Array:
