@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import scipy.sparse
 from jax.experimental.sparse import BCOO
 
-from sevo_jax import _checks, graphs
+from sevo_jax import _checks, graphs, operators
 from sevo_jax.data.attributes import read_attributes
 from sevo_jax.data.split import LeaveOneOut
 
@@ -25,8 +26,9 @@ class GraphConfig:
 
     kind: str = "item-item"
     """What the edges link: items that follow each other (item-item, to which the
-    fields from max_len on belong), users and their items (user-item), or items that
-    have an attribute in common (attributes)."""
+    fields from max_len on belong; item-item-binary, the same with all weights 1 and a
+    loop at each row of the item table), users and their items (user-item), or items
+    that have an attribute in common (attributes)."""
     max_len: int | None = 50
     """Items of a sequence that count (the paper's K); None for all of them."""
     keep: Literal["first", "last"] = "last"
@@ -96,6 +98,13 @@ def _cooccurrence(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> 
     )
 
 
+def _binary(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
+    links = operators.as_csr(_cooccurrence(config, split, item_offset))
+    links = links + scipy.sparse.eye_array(links.shape[0], format="csr")
+    links.data[:] = 1
+    return operators.bcoo_from_scipy(links)
+
+
 def _bipartite(config: GraphConfig, split: LeaveOneOut, item_offset: int) -> BCOO:
     del config
     return graphs.bipartite(
@@ -133,6 +142,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "item-item": Kind("item-item", _cooccurrence),
+    "item-item-binary": Kind("item-item", _binary),
     "user-item": Kind("user-item", _bipartite),
     "attributes": Kind("item-item", _shared_attributes),
 }

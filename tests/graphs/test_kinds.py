@@ -71,6 +71,26 @@ def test_users_and_their_items(to_dense, rows, item_offset):
     )
 
 
+def test_binary_links_items_that_are_near_and_each_to_itself():
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 15, length) for length in rng.integers(4, 9, 12)]
+    users = np.repeat(np.arange(12), [len(row) for row in rows])
+    log = InteractionLog.from_columns(users, np.concatenate(rows), name="repeats")
+    split = leave_one_out(log)
+    expected = np.eye(2 + split.num_items)
+    repeated = 0
+    for items in split.train:
+        for i, one in enumerate(items):
+            for other in items[max(0, i - 3) : i]:
+                expected[2 + one, 2 + other] = expected[2 + other, 2 + one] = 1
+                repeated += one == other
+    assert repeated > 0
+    config = kinds.GraphConfig("item-item-binary", max_len=None, max_hop=3)
+    graph = kinds.build(config, split, item_offset=2)
+    np.testing.assert_array_equal(graph.todense(), expected)
+    assert graph.indices_sorted and graph.unique_indices
+
+
 @pytest.fixture
 def split():
     users = [user for user in "uvw" for _ in range(5)]
