@@ -3,6 +3,7 @@
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig
 from sevo_jax.models.lightgcn import LightGCN, LightGCNConfig
+from sevo_jax.models.maerec import MAERec, MAERecConfig
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
 from sevo_jax.models.recommender import (
     GraphVariable,
@@ -24,6 +25,8 @@ __all__ = [
     "GraphVariable",
     "LightGCN",
     "LightGCNConfig",
+    "MAERec",
+    "MAERecConfig",
     "MFBPR",
     "MFBPRConfig",
     "Recommender",

@@ -156,18 +156,18 @@ def _draw(
     starts, counts = known.starts[active], known.counts[active]
     positives = known.items[starts + below(positive_key, counts)]
     ranks = below(negative_key, num_items - counts)
-    negatives = _item_outside(known.items, starts, counts, ranks, search_bits)
+    negatives = item_outside(known.items, starts, counts, ranks, search_bits)
     return known.users[active], positives, negatives
 
 
-def _item_outside(
+def item_outside(
     items: Int[Array, " total"],
     starts: Int[Array, "*shape"],
     counts: Int[Array, "*shape"],
     ranks: Int[Array, "*shape"],
     search_bits: int,
 ) -> Int[Array, "*shape"]:
-    """The item with a given rank, from 0, among those outside a user's own.
+    """Returns the item with a rank, from 0, among those outside a user's own.
 
     It is the rank plus the number of own items below it. Before own item `j` stand
     `items[j] - j` outside, which never decreases, so that a binary search finds how

@@ -6,7 +6,7 @@ from scipy import stats
 
 from sevo_jax.data import Sequences
 from sevo_jax.samples import TripletBatch, TripletEpochs
-from sevo_jax.samples.triplets import _draw, _item_outside
+from sevo_jax.samples.triplets import _draw, item_outside
 
 
 def make_train(num_users=200, num_items=60, seed=0):
@@ -68,7 +68,7 @@ def test_every_item_outside_has_its_rank():
     train = Sequences.from_lists(np.sort(row) for row in rows)
     outside = [np.setdiff1d(np.arange(num_items), row) for row in train]
     sizes = [row.size for row in outside]
-    found = _item_outside(
+    found = item_outside(
         jnp.asarray(train.values),
         jnp.asarray(np.repeat(train.offsets[:-1], sizes), jnp.int32),
         jnp.asarray(np.repeat(train.lengths, sizes), jnp.int32),

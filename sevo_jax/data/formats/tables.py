@@ -57,13 +57,7 @@ def read_table(table: Any, request: Request) -> InteractionLog:
     import pyarrow
 
     where = f"the {type(table).__name__}"
-    try:
-        table = pyarrow.table(table)
-    except Exception as error:  # Each kind of table raises its own.
-        raise ValueError(
-            f"{where}: no table of Arrow, whose columns are each of one type "
-            f"({_first_line(error)}): convert it, or leave out what is not needed"
-        ) from error
+    table = pyarrow.table(table)
     positions = _find(where, table.column_names, request)
     table = table.select([at for at in positions if at is not None])
     return _log([_cleaned(where, table, request.faults)], request.faults, "table")
@@ -91,9 +85,7 @@ def parts(path: str | os.PathLike) -> list[Path]:
     found = [
         part
         for part in Path(path).rglob("*")
-        if part.suffix.lower() == ".parquet"
-        and not part.name.startswith(("_", "."))
-        and part.is_file()
+        if part.suffix.lower() == ".parquet" and not part.name.startswith(("_", "."))
     ]
     if not found:
         raise ValueError(
@@ -167,10 +159,8 @@ def _find(where: str, names: list[str], request: Request) -> Positions:
         for title, column in request.columns.items()
     }
     positions = find(where, names, columns)
-    # The index of a DataFrame is no column that was meant to be one.
-    others = [name for name in names if not name.startswith("__index_level_")]
-    if positions.timestamp is None and len(others) > 2:
-        warn_of_order(where, others)
+    if positions.timestamp is None and len(names) > 2:
+        warn_of_order(where, names)
     return positions
 
 
@@ -356,11 +346,7 @@ def _times(where: str, chunks: list[Any]) -> np.ndarray:
         try:
             return _quick_times(texts)[codes]
         except ValueError:
-            parse = TimeParser()
-        try:
-            return ranked([parse(f"{text}") for text in texts])[codes]
-        except ValueError as error:
-            raise ValueError(f"{where} and other parts: {error}") from error
+            return ranked([*map(TimeParser(), map(str, texts))])[codes]
     arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     kinds = {array.dtype.kind for array in arrays}
     if len(kinds) == 1 and kinds <= set("iufM"):
