@@ -12,6 +12,7 @@ transformations they are chained from, :mod:`sevo_jax.graphs` to build graphs,
 """
 
 from sevo_jax import graphs, smoothing
+from sevo_jax.moments import scale_by_moment_corrected_adam
 from sevo_jax.operators import (
     CSROperator,
     GraphOperator,
@@ -21,11 +22,7 @@ from sevo_jax.operators import (
 )
 from sevo_jax.optimizers import sevo_adam, sevo_adamw, sevo_sgd
 from sevo_jax.states import carry_over
-from sevo_jax.transforms import (
-    ScaleBySevoState,
-    scale_by_moment_corrected_adam,
-    scale_by_sevo,
-)
+from sevo_jax.transforms import ScaleBySevoState, scale_by_sevo
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -39,3 +41,18 @@ def one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
     """A field of a configuration that is one of several words."""
     holds = getattr(config, name) in choices
     require_field(config, name, holds, f"one of {', '.join(choices)}")
+
+
+def check_extra_args(names: Iterable[str]) -> None:
+    """Refuses a misspelt argument of ``update``.
+
+    Others that a transformation does not know are for the rest of its chain.
+    """
+    ours = ("graphs", "active_rows", "flush")
+    for name in names:
+        close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+        if close and name not in ours:
+            raise TypeError(
+                f"update was given {name!r}, which would have no effect: the argument "
+                f"is {close[0]!r}"
+            )

@@ -23,7 +23,7 @@ from sevo_jax._tables import LeafName, Table
 from sevo_jax.operators import AdjacencyLike, GraphOperator, prepare
 
 Graphs: TypeAlias = AdjacencyLike | Mapping[LeafName, AdjacencyLike]
-RowAxis: TypeAlias = int | Mapping[LeafName, int] | None
+RowAxis: TypeAlias = int | Mapping[Any, int] | None
 
 # The key of a graph that is given without a name.
 WHOLE_TREE = ""

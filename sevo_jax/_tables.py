@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sevo_jax.operators import GraphOperator
@@ -34,11 +35,11 @@ class Table:
     paths: tuple[str, ...]
     row_axes: tuple[int, ...]
 
-    def stack(self, leaves: Sequence[Any]) -> jax.Array:
-        """The rows of all its leaves, ``[..., n, d]``, given all leaves of the tree."""
+    def stack(self, leaves: Any) -> jax.Array:
+        """The rows of all its leaves, ``[..., n, d]``, given leaves by position."""
         return _joined(self._parts(leaves))
 
-    def unstack(self, rows: jax.Array, leaves: Sequence[Any]) -> dict[int, jax.Array]:
+    def unstack(self, rows: jax.Array, leaves: Any) -> dict[int, jax.Array]:
         """Such rows as leaves by position, of the dtypes and placed as those given."""
         parts = _cut(rows, self._parts(leaves))
         return {
@@ -46,7 +47,7 @@ class Table:
             for i, axis, part in zip(self.leaves, self.row_axes, parts, strict=True)
         }
 
-    def check_fit(self, graph: GraphOperator, leaves: Sequence[Any]) -> None:
+    def check_fit(self, graph: GraphOperator, leaves: Any) -> None:
         """Refuses a table that is not floating point or has not a row a node."""
         paths = [path or "the only leaf" for path in self.paths]
         shapes = [tuple(jnp.shape(leaves[i])) for i in self.leaves]
@@ -88,7 +89,7 @@ class Table:
             f"{remedy}"
         )
 
-    def _parts(self, leaves: Sequence[Any]) -> list[jax.Array]:
+    def _parts(self, leaves: Any) -> list[jax.Array]:
         return [
             _rows_first(jnp.asarray(leaves[i]), axis)
             for i, axis in zip(self.leaves, self.row_axes, strict=True)
@@ -135,3 +136,17 @@ def _cut(rows: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
 
 def _is_explicit(sharding: Any) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def wide(x: Any) -> np.dtype:
+    """The dtype to compute in: at least float32; of integers the default one."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(float)
+    return np.promote_types(dtype, np.float32)
+
+
+def widened(x: Any) -> jax.Array:
+    """In the dtype to compute in, at least float32."""
+    x = jnp.asarray(x)
+    return x.astype(wide(x))

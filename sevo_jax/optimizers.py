@@ -11,8 +11,8 @@ from typing import Any
 
 import optax
 
-from sevo_jax._adam_of_tables import scale_by_adam_of_tables
 from sevo_jax._leaves import Graphs, RowAxis, prepare_graphs
+from sevo_jax.moments import scale_by_adam_of_tables
 from sevo_jax.transforms import Approximation, scale_by_sevo
 
 

@@ -1,31 +1,24 @@
-"""SEvo and the moment correction as Optax gradient transformations."""
+"""SEvo as an Optax gradient transformation."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import sys
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from sevo_jax import smoothing
+from sevo_jax._checks import check_extra_args
 from sevo_jax._leaves import (
     Graphs,
     RowAxis,
-    active_rows_by_leaf,
     check_row_axis,
     find_tables,
     prepare_graphs,
     replace_graphs,
-    row_axes_of,
 )
+from sevo_jax._tables import widened
 from sevo_jax.operators import GraphOperator
 from sevo_jax.smoothing import check_beta, check_every, check_num_layers
 
@@ -37,9 +30,9 @@ class ScaleBySevoState(NamedTuple):
 
     Attributes:
       step: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
-      pending: with ``every`` above 1, what has not gone to the neighbours yet: a tree
-        like the updates, :class:`optax.MaskedNode` in place of what no graph names.
-        Empty otherwise.
+      pending: with ``every`` above 1, what has acted in place and has not gone to the
+        neighbours yet: a tree like the updates, :class:`optax.MaskedNode` in place of
+        what no graph names. Empty otherwise.
     """
 
     step: jax.typing.ArrayLike
@@ -90,13 +83,7 @@ def scale_by_sevo(
         al.), which can reverse an update once ``beta`` reaches 1/2 (Theorem 1).
       rescale: with ``"neumann"``, ``False`` gives equation (6), smaller by the factor
         :math:`1 - \beta^{L+1}`.
-      every: propagate once in so many updates :math:`k`; static. The smoothing is
-        linear: its local term (:math:`l = 0`) acts at every update, and what goes to
-        neighbours is summed and propagated in each :math:`k`-th. Over these
-        :math:`k` updates the sum is that of ``every=1``, at about :math:`1 / k` of
-        the cost, for one more array the size of each table. What changes with time
-        (a schedule of ``beta``, a learning rate behind it) acts on the sum at the
-        time it is propagated.
+      every: propagate once in so many updates :math:`k`; static. See below.
       row_axis: 1 for tables that are stored as ``[..., d, n]``; by default 0. A
         mapping from leaf names sets it for some of them: ``{"output/kernel": 1}``.
 
@@ -106,11 +93,13 @@ def scale_by_sevo(
       :func:`sevo_jax.prepare` and passed as arguments of the jitted step, they stay
       out of the compiled program, and may differ from step to step. With more nodes
       than before, give parameters and state the new rows first:
-      :func:`sevo_jax.carry_over`.
+      :func:`sevo_jax.carry_over`. It also takes ``flush=``, a boolean that may be
+      traced: whether to propagate what is pending in this update already.
 
     Raises:
-      ValueError, TypeError: at once for a bad graph, ``beta`` or ``num_layers``; from
-        ``init`` and ``update`` if a name matches no leaf or a table does not fit.
+      ValueError, TypeError: at once for a bad graph, ``beta``, ``num_layers`` or
+        ``every``; from ``init`` and ``update`` if a name matches no leaf or a table
+        does not fit, or the state was made with another ``every``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -124,6 +113,29 @@ def scale_by_sevo(
       >>> params = {"item_embedding": jnp.ones((3, 2)), "bias": jnp.zeros(3)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
+
+    **Propagation once in k updates.** The series is linear. Its local term
+    (:math:`l = 0`, the factor :math:`c` of the identity, 0.254 by default) acts in each
+    update, and what goes to neighbours is summed and propagated in each
+    :math:`k`-th: over a window the updates have the same sum as with ``every=1``, and
+    so the properties of Theorem 1, at about :math:`1 / k` of the cost and for one more
+    array the size of each table. What changes within a window is the gradient, which
+    does not see the neighbours' part yet. If its Lipschitz constant is :math:`C`, a
+    quadratic loss decreases over each window of gradient steps of size :math:`\eta`
+
+    * whose Hessian commutes with :math:`\tilde A` (rows curved alike) if and only if
+      :math:`1 - (1 - \eta c C)^k < 2 c`. For this :math:`k \eta C < 2` is enough, as
+      for one step of :math:`k \eta`; with :math:`\eta = 1 / C` of Theorem 2 and the
+      default :math:`c` it allows two updates, with :math:`1 / (4 C)` ten.
+    * of any Hessian if :math:`\frac{1}{2} k \eta C (1 + \rho)^2 + \rho < 1`, where
+      :math:`\rho = \frac{1}{2} (k - 1) \eta c C \sqrt{(1 + \beta) / (1 - \beta)}`
+      bounds how far the gradients of a window are from its first, measured in
+      :math:`\hat\psi`.
+
+    A learning rate behind it acts on the neighbours' part at the time of the
+    propagation, and so does a schedule of ``beta``. The end of a training needs no
+    ``flush``: fewer than :math:`k` updates of the neighbours' part are missing. Under
+    ``vmap`` over several runs the branch stays a branch, taken if any run needs it.
 
     .. seealso:: :func:`sevo_jax.sevo_adamw`, :func:`sevo_jax.smoothing.neumann`
     """
@@ -142,8 +154,10 @@ def scale_by_sevo(
             return smoothing.iterative(graph, table, strength, num_layers)
         return smoothing.neumann(graph, table, strength, num_layers, rescale=rescale)
 
-    def local(strength: Any) -> Any:
+    def local(strength: Any, dtype: Any) -> Any:
         """The factor of the term that stays in place."""
+        if not isinstance(strength, float | int):
+            strength = jnp.asarray(strength, dtype)
         if approximation == "iterative":
             return 1.0 if num_layers == 0 else 1.0 - strength
         return smoothing.neumann_factor(strength, num_layers, rescale=rescale)
@@ -165,6 +179,7 @@ def scale_by_sevo(
         params: optax.Params | None = None,
         *,
         graphs: Graphs | None = None,
+        flush: Any = False,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleBySevoState]:
         del params
@@ -173,51 +188,45 @@ def scale_by_sevo(
         strength = beta(state.step) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
         tables = find_tables(updates, operators, row_axis)
-        positions = [i for table in tables for i in table.leaves]
-        for i in positions:
-            leaves[i] = jnp.asarray(leaves[i])
-
-        def smoothed(leaves: list[Any]) -> list[Any]:
-            """The leaves, those of tables smoothed."""
-            leaves = list(leaves)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        if every == 1:
             for table in tables:
                 rows = smooth(operators[table.key], table.stack(leaves), strength)
                 for i, leaf in table.unstack(rows, leaves).items():
                     leaves[i] = leaf
-            return leaves
-
-        step = jnp.asarray(optax.safe_increment(state.step))
-        if every == 1:
-            return treedef.unflatten(smoothed(leaves)), ScaleBySevoState(step)
+            return treedef.unflatten(leaves), ScaleBySevoState(step)
         if isinstance(state.pending, tuple) and not state.pending:
             raise ValueError(
                 f"the state has no pending updates, but every is {every}: it was made "
                 "with every=1; sevo_jax.carry_over gives it their place"
             )
-        due = state.step % every == every - 1
+        due = (state.step % every == every - 1) | flush
         waiting = treedef.flatten_up_to(state.pending)
-        factor = local(strength)
+        positions = [i for table in tables for i in table.leaves]
+        here = {}
+        for i in positions:
+            wide = widened(leaves[i])
+            here[i] = (local(strength, wide.dtype) * wide).astype(leaves[i].dtype)
 
-        def propagate(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-            table_sums: list[Any] = [None] * len(leaves)
-            for i, each in zip(positions, sums, strict=True):
-                table_sums[i] = each
-            whole = smoothed(table_sums)
-            gone = [
-                # Of several runs under one vmap those that are due.
-                jnp.where(due, whole[i] - (factor * each).astype(each.dtype), 0)
-                for i, each in zip(positions, sums, strict=True)
-            ]
-            return gone, [jnp.where(due, 0, each) for each in sums]
+        def propagate(here: dict[int, Any], before: dict[int, Any]) -> dict[int, Any]:
+            sums = {i: before[i].astype(x.dtype) + x for i, x in here.items()}
+            here = dict(here)
+            for table in tables:
+                rows = widened(table.stack(sums))
+                whole = smooth(operators[table.key], rows, strength)
+                beyond = whole / local(strength, rows.dtype) - rows
+                for i, leaf in table.unstack(beyond, here).items():
+                    # Of several runs under one vmap, those that are due.
+                    here[i] = here[i] + jnp.where(due, leaf, 0)
+            return here
 
-        def wait(sums: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-            return [jnp.zeros_like(each) for each in sums], sums
-
-        sums = [waiting[i] + leaves[i] for i in positions]
-        gone, sums = jax.lax.cond(_any(due), propagate, wait, sums)
-        for i, each, left in zip(positions, gone, sums, strict=True):
-            leaves[i] = (factor * leaves[i]).astype(leaves[i].dtype) + each
-            waiting[i] = left
+        # What is pending is not changed in the branch, which would copy it, but after.
+        before = {i: waiting[i] for i in positions}
+        here = jax.lax.cond(_any(due), propagate, lambda here, _: here, here, before)
+        for i in positions:
+            leaves[i] = here[i]
+            total = waiting[i] + here[i].astype(waiting[i].dtype)
+            waiting[i] = jnp.where(due, 0, total)
         return treedef.unflatten(leaves), ScaleBySevoState(
             step, treedef.unflatten(waiting)
         )
@@ -238,264 +247,3 @@ def _any(condition: jax.Array) -> jax.Array:
 def _any_of_many(axis_size: int, in_batched: list[bool], condition: jax.Array):
     del axis_size
     return _any(jnp.any(condition, axis=0) if in_batched[0] else condition), False
-
-
-def scale_by_moment_corrected_adam(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    *,
-    mu_dtype: Any = None,
-    row_axis: RowAxis = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Adam whose idle rows keep their last direction, Theorem 3 of the paper.
-
-    A row whose gradient is exactly zero was not in the batch. Plain Adam shrinks its
-    step at every such update (Proposition 1); here its bias-corrected moments stay as
-    they are, so its direction stays constant until the row is sampled again:
-
-    .. math::
-      \hat m_t = \begin{cases}
-        \dfrac{b_1 (1 - b_1^{t-1}) \hat m_{t-1} + (1 - b_1) g_t}{1 - b_1^t}
-          & g_t \neq 0 \\ \hat m_{t-1} & g_t = 0 \end{cases}
-
-    and likewise :math:`\hat v_t` with :math:`b_2` and :math:`g_t^2`; the direction is
-    :math:`\hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)`.
-
-    This is equations (9) and (10), written for the corrected moments: the same
-    numbers in exact arithmetic, without drift in float32. The first step needs no
-    :math:`1 / (1 - b^{t-1})` here, the second moment decays with :math:`b_2` (Algorithm
-    1 prints :math:`b_1`), and :math:`\epsilon` stands outside the root as in the
-    authors' code. A row that was never active has direction zero.
-
-    What precedes it must keep idle rows at exactly zero: clipping, ``zero_nans`` and
-    ``centralize`` do; coupled weight decay and gradient noise do not. Then, or if a
-    sampled row may have a zero gradient, pass ``active_rows``. Under data parallelism
-    apply it to the reduced gradient.
-
-    Args:
-      b1: decay of the first moment, in [0, 1).
-      b2: decay of the second moment, in [0, 1).
-      eps: added to the denominator, outside the root.
-      eps_root: added inside the root.
-      mu_dtype: dtype of the stored first moment; by default float32, or the
-        gradient's dtype if that is wider. The second moment always is that.
-      row_axis: 1 for tables that are stored as ``[..., d, n]``; by default 0, for
-        ``[..., n, d]``. A mapping from leaf names sets it for some of them. Axes
-        before these two count tables; a one-dimensional leaf has one entry a row.
-
-    Returns:
-      A transformation whose state is an ``optax.ScaleByAdamState`` that holds the
-      *bias-corrected* moments. Its ``update`` takes ``active_rows=``, keyword-only: a
-      mapping from leaf names to boolean arrays ``[..., n]`` (or one array if the tree
-      has a single leaf) to use in place of the test for zero. Inside
-      ``optax.MultiSteps``, which passes on those of its last micro-batch alone, they
-      have one dimension more: the rows of each micro-batch, ``[k, ..., n]``.
-
-    Raises:
-      ValueError: if ``b1`` or ``b2`` lies outside [0, 1); from ``update`` if
-        ``active_rows`` does not fit its leaf.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import sevo_jax as sevo
-      >>> tx = sevo.scale_by_moment_corrected_adam(b1=0.9, b2=0.99)
-      >>> state = tx.init(jnp.zeros((1, 2)))
-      >>> first, state = tx.update(jnp.array([[1.0, -2.0]]), state)
-      >>> idle, state = tx.update(jnp.array([[0.0, 0.0]]), state)
-      >>> bool((first == idle).all())
-      True
-
-    .. seealso:: :func:`optax.scale_by_adam`, :func:`sevo_jax.sevo_adamw`
-    """
-    corrected = CorrectedAdam(b1, b2, eps, eps_root, mu_dtype)
-    check_row_axis(row_axis)
-
-    def init(params: optax.Params) -> optax.ScaleByAdamState:
-        mu = jax.tree.map(corrected.init_mu, params)
-        nu = jax.tree.map(corrected.init_nu, params)
-        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        *,
-        active_rows: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        del params
-        check_extra_args(extra_args)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        grads, treedef = jax.tree.flatten(updates)
-        results = [
-            corrected.step(count, *leaf)
-            for leaf in zip(
-                grads,
-                treedef.flatten_up_to(state.mu),
-                treedef.flatten_up_to(state.nu),
-                active_rows_by_leaf(updates, active_rows),
-                row_axes_of(updates, row_axis),
-                strict=True,
-            )
-        ]
-        direction, mu, nu = (
-            treedef.unflatten([result[part] for result in results]) for part in range(3)
-        )
-        return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-@dataclasses.dataclass(frozen=True)
-class CorrectedAdam:
-    """The arithmetic of :func:`scale_by_moment_corrected_adam`, for one leaf."""
-
-    b1: Any
-    b2: Any
-    eps: Any
-    eps_root: Any
-    mu_dtype: Any
-
-    def __post_init__(self) -> None:
-        for name, decay in (("b1", self.b1), ("b2", self.b2)):
-            if not isinstance(decay, Tracer) and not 0.0 <= float(decay) < 1.0:
-                raise ValueError(f"{name} must lie in [0, 1), got {decay}")
-
-    def init_mu(self, leaf: Any) -> jax.Array:
-        return jnp.zeros_like(leaf, dtype=self.mu_dtype or _wide(leaf))
-
-    def init_nu(self, leaf: Any) -> jax.Array:
-        return jnp.zeros_like(leaf, dtype=_real(_wide(leaf)))
-
-    def step(
-        self,
-        count: jax.Array,
-        grad: Any,
-        mu: jax.Array,
-        nu: jax.Array,
-        mask: Any,
-        row_axis: int,
-        corrected: Any = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Direction and new moments.
-
-        Args:
-          count: number of this update, from 1.
-          grad: gradient of the leaf.
-          mu: first moment, bias-corrected.
-          nu: second moment, bias-corrected.
-          mask: the active rows, or None for those whose gradient is not zero.
-          row_axis: -2 or -1.
-          corrected: 0 where the moments are still those of Adam, not bias-corrected.
-        """
-        given = jnp.asarray(grad)
-        grad = given.astype(_wide(given))
-        active = _active(grad, mask, row_axis)
-
-        def moment(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-            dtype = _real(new.dtype)
-            keep, add = (
-                weight.astype(new.dtype)
-                for weight in _running_mean_weights(decay, count, dtype)
-            )
-            old = old.astype(new.dtype)
-            if corrected is not None:
-                before = jnp.maximum(count - 1, 1)
-                unbias = _running_mean_weights(decay, before, dtype)[1] / (1 - decay)
-                old = old * jnp.where(corrected == 0, unbias, 1).astype(new.dtype)
-            return jnp.where(active, keep * old + add * new, old)
-
-        square = grad * grad
-        if jnp.iscomplexobj(grad):
-            square = (grad * grad.conj()).real
-        mu_hat = moment(mu, grad, self.b1)
-        nu_hat = moment(nu, square, self.b2)
-        root = jnp.sqrt(nu_hat + self.eps_root) + self.eps
-        direction = mu_hat / root.astype(mu_hat.dtype)
-        if jnp.issubdtype(given.dtype, jnp.inexact):
-            direction = direction.astype(given.dtype)
-        return direction, mu_hat.astype(mu.dtype), nu_hat.astype(nu.dtype)
-
-
-def check_extra_args(names: Iterable[str]) -> None:
-    """Refuses a misspelt argument of ``update``.
-
-    Others that a transformation does not know are for the rest of its chain.
-    """
-    ours = ("graphs", "active_rows")
-    for name in names:
-        close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
-        if close and name not in ours:
-            raise TypeError(
-                f"update was given {name!r}, which would have no effect: the argument "
-                f"is {close[0]!r}"
-            )
-
-
-def _wide(x: Any) -> np.dtype:
-    """The dtype of moments: at least float32; of integers the default one."""
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        dtype = jnp.result_type(float)
-    return np.promote_types(dtype, np.float32)
-
-
-def _real(dtype: Any) -> np.dtype:
-    return np.zeros((), dtype).real.dtype
-
-
-def _active(grad: jax.Array, mask: Any, row_axis: int) -> jax.Array:
-    """Which rows take part, in a shape that broadcasts against the gradient."""
-    # Of a table's two axes the one that does not count rows.
-    width = (-3 - row_axis,) if grad.ndim > 1 else ()
-    if mask is None:
-        return jnp.any(grad != 0, axis=width, keepdims=True)
-    axes = range(-grad.ndim, 0)
-    wanted = tuple(grad.shape[axis] for axis in axes if axis not in width)
-    given = mask = jnp.asarray(mask)
-    if _inside_multi_steps():
-        if mask.ndim != len(wanted) + 1:
-            raise ValueError(
-                f"active_rows has shape {mask.shape} inside optax.MultiSteps, which "
-                "passes on those of its last micro-batch alone, and the gradients of "
-                "the others would be lost: give the rows of all k micro-batches of the "
-                f"update, {('k', *wanted)}, or no active_rows"
-            )
-        mask = jnp.any(mask, axis=0)
-    if mask.shape != wanted:
-        raise ValueError(
-            f"active_rows has shape {given.shape}, its leaf {grad.shape}: it must be "
-            f"{wanted}"
-        )
-    return jnp.expand_dims(mask, width)
-
-
-def _inside_multi_steps() -> bool:
-    """Whether optax.MultiSteps calls: of what it passes on, nothing says so."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is optax.MultiSteps.update.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _running_mean_weights(decay: Any, count: jax.Array, dtype: Any):
-    """Weights of the old bias-corrected moment and of the new value at step t.
-
-    ``b (1 - b^(t-1)) / (1 - b^t)`` and ``(1 - b) / (1 - b^t)``. In float32 the
-    differences lose digits at small t for b near 1; ``expm1`` does not.
-    """
-    if isinstance(decay, float | int):
-        log_decay = math.log(decay) if decay > 0 else -math.inf
-    else:
-        log_decay = jnp.log(decay)
-    steps = count.astype(dtype)
-    total = -jnp.expm1(steps * jnp.asarray(log_decay, dtype))
-    # 0 * log(0) at the first step of b = 0 would be NaN, the weight is 0 anyway.
-    before = -jnp.expm1(jnp.maximum(steps - 1, 1) * jnp.asarray(log_decay, dtype))
-    keep = jnp.where(count == 1, 0, decay * before / total)
-    add = jnp.asarray(1 - decay, dtype) / total
-    return keep.astype(dtype), add

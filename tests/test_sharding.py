@@ -219,9 +219,14 @@ def layouts_and_places(plain, others):
     return pytest.mark.parametrize("layout, spec", cases.values(), ids=cases.keys())
 
 
-def make(layout) -> Any:
+def make(layout, every: int = 1) -> Any:
     return sevo.sevo_adamw(
-        0.05, {layout[0]: GRAPH}, beta=0.9, weight_decay=0.1, row_axis=layout[3]
+        0.05,
+        {layout[0]: GRAPH},
+        beta=0.9,
+        weight_decay=0.1,
+        row_axis=layout[3],
+        every=every,
     )
 
 
@@ -248,9 +253,9 @@ def batch_gradient() -> np.ndarray:
     return np.bincount(BATCH, minlength=NUM_NODES)[:, None].astype(np.float32) * table()
 
 
-def trajectory(table_gradients):
+def trajectory(table_gradients, every=1):
     """Tables after each step of an optimizer on one device."""
-    tx = make(LAYOUTS["plain"])
+    tx = make(LAYOUTS["plain"], every)
     step = jax.jit(make_step(tx))
     params = {"item": jnp.asarray(table())}
     state, tables = tx.init(params), []
@@ -361,6 +366,20 @@ def test_eager_update(alone, mesh, layout, spec):
     assert_tables_placed((params, state), mesh, layout, spec)
     for name, leaf in layout[1](alone.trajectory[0]).items():
         np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
+
+
+@layouts_and_places(ONE_OF_EACH, OVER_BOTH)
+def test_propagation_once_in_a_window(mesh, layout, spec):
+    tx = make(layout, every=2)
+    alone = trajectory([gradients(i) for i in range(4)], every=2)
+    params = tree_on(mesh, layout, spec, table())
+    state, step = tx.init(params), jax.jit(make_step(tx), donate_argnums=(0, 1))
+    for i, expected in enumerate(alone):
+        params, state = step(params, state, tree_on(mesh, layout, spec, gradients(i)))
+        # What is pending is placed as the table is, too.
+        assert_tables_placed((params, state), mesh, layout, spec)
+        for name, leaf in layout[1](expected).items():
+            np.testing.assert_allclose(params[name], leaf, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

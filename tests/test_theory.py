@@ -269,6 +269,115 @@ def test_updates_stay_in_their_component_and_within_reach(dense, beta, num_layer
     np.testing.assert_allclose(p[alone, alone], factor, rtol=1e-14)
 
 
+# ------------------------------------------------------------------ every=k
+
+
+def after_a_window(optimizer, loss, start, every):
+    """The parameters after a window of gradient steps."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params, state = start, optimizer.init(start)
+    for _ in range(every):
+        params, state = step(params, state)
+    return params
+
+
+def series_factor(beta, num_layers):
+    return 1 / sum(beta**layer for layer in range(num_layers + 1))
+
+
+@given(
+    dense=graphs(),
+    xs=st.lists(tables(), min_size=4, max_size=4),
+    beta=strengths,
+    every=st.sampled_from([2, 4]),
+)
+def test_the_total_of_a_window_has_the_properties_of_theorem_1(dense, xs, beta, every):
+    """It is the smoothed sum of the directions, if they do not depend on it."""
+    graph = prepared(dense)
+    tx: Any = sevo.scale_by_sevo(graph, beta, 3, every=every)
+    state, moved = tx.init(jnp.asarray(xs[0])), jnp.zeros((NODES, NODES))
+    for x in xs[:every]:
+        update, state = tx.update(jnp.asarray(x), state)
+        moved = moved + update
+    total = jnp.asarray(sum(xs[:every]))
+    scale = 1 + max(np.abs(x).max() for x in xs)
+    np.testing.assert_allclose(moved, neumann(graph, total, beta, 3), 0, 1e-13 * scale)
+    if np.any(total):
+        report = effect(graph, total, moved)
+        assert report.cosine > 0
+        rounding = 1e-13 * float(jnp.vdot(total, total)) + 1e-26 * scale**2
+        assert report.smoothness_after <= report.smoothness_before + rounding
+
+
+@pytest.mark.parametrize("beta, num_layers", [(0.99, 3), (0.9, 2), (0.99, 5)])
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.25])  # in units of 1 / C
+def test_window_of_gradient_steps_for_rows_curved_alike(rate, beta, num_layers):
+    """The loss decreases if and only if 1 - (1 - eta c C)^k < 2 c."""
+    pair = prepared(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    together = jnp.array([[1.0], [1.0]])  # the eigenvalue 1, which is the worst
+    c, curvature = series_factor(beta, num_layers), 3.0
+    longest = int(np.ceil(np.log(1 - 2 * c) / np.log(1 - rate * c))) - 1
+    assert longest >= np.ceil(2 / rate) - 1  # k eta C < 2 is enough
+
+    def loss(x):
+        return curvature / 2 * jnp.sum(x**2)
+
+    for every, decreases in ((longest, True), (longest + 1, False)):
+        optimizer = sevo.sevo_sgd(
+            rate / curvature, pair, beta=beta, num_layers=num_layers, every=every
+        )
+        end = after_a_window(optimizer, loss, together, every)
+        assert (loss(end) < loss(together)) == decreases
+
+
+def test_window_that_the_learning_rate_of_theorem_2_allows():
+    """1 / C for the rescaled series: two updates, by default, and no more."""
+    c = series_factor(0.99, 3)
+    assert [1 - (1 - c) ** k < 2 * c for k in (1, 2, 3)] == [True, True, False]
+    assert [1 - (1 - c / 4) ** k < 2 * c for k in (10, 11)] == [True, False]
+
+
+def rate_for_any_hessian(every, beta, num_layers):
+    """The largest eta C with k eta C (1 + rho)^2 / 2 + rho < 1."""
+    apart = (every - 1) / 2 * series_factor(beta, num_layers)
+    apart *= np.sqrt((1 + beta) / (1 - beta))
+    low, high = 0.0, 2.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        rho = rate * apart
+        fits = every * rate / 2 * (1 + rho) ** 2 + rho < 1
+        low, high = (rate, high) if fits else (low, rate)
+    return low
+
+
+@given(
+    dense=graphs(),
+    factor=tables(),
+    start=tables(),
+    beta=st.floats(0, 0.99),
+    every=st.sampled_from([1, 2, 8]),
+)
+def test_window_of_gradient_steps_for_any_quadratic_loss(
+    dense, factor, start, beta, every
+):
+    hessian = factor @ factor.T
+    constant = greatest(hessian)
+    hypothesis.assume(constant > 1e-3 and np.abs(hessian @ start).max() > 1e-3)
+
+    def loss(x):
+        return jnp.sum(x * (hessian @ x)) / 2
+
+    rate = 0.999 * rate_for_any_hessian(every, beta, 3) / constant
+    optimizer = sevo.sevo_sgd(rate, prepared(dense), beta=beta, every=every)
+    end = after_a_window(optimizer, loss, jnp.asarray(start), every)
+    assert loss(end) < loss(jnp.asarray(start))
+
+
 # ------------------------------------------------------------------ section 3
 
 DECAYS = [(0.9, 0.999), (0.9, 0.98), (0.5, 0.6), (0.0, 0.9), (0.9, 0.0)]

@@ -1,6 +1,5 @@
-"""The two transformations by themselves: moments, smoothing, what they accept."""
+"""The smoothing transformation by itself: what it makes of updates, and accepts."""
 
-import math
 from typing import Any
 
 import jax
@@ -11,47 +10,12 @@ import pytest
 import scipy.sparse
 
 import sevo_jax as sevo
-from sevo_jax import transforms
 
 # Optax types updates as any tree; here they are the arrays that were given.
 scale_by_sevo: Any = sevo.scale_by_sevo
 scale_by_moment_corrected_adam: Any = sevo.scale_by_moment_corrected_adam
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
-
-
-def literal_moments(gradients, b1, b2, eps=1e-8, active=None):
-    """M, V and the direction of each step, row by row, of the definition.
-
-    ``active[t][i]`` replaces the test for zero where it is given.
-    """
-    m = np.zeros(gradients[0].shape)
-    v = np.zeros(gradients[0].shape)
-    out = []
-    for t, g in enumerate(gradients, start=1):
-        k = max(1, t - 1)
-        m, v = m.copy(), v.copy()
-        for i in range(len(g)):
-            idle = all(g[i] == 0) if active is None else not active[t - 1][i]
-            gm = m[i] / (1 - b1**k) if idle else g[i]
-            gv = v[i] / (1 - b2**k) if idle else g[i] ** 2
-            m[i] = b1 * m[i] + (1 - b1) * gm
-            v[i] = b2 * v[i] + (1 - b2) * gv
-        direction = (m / (1 - b1**t)) / (np.sqrt(v) / math.sqrt(1 - b2**t) + eps)
-        out.append((m, v, direction))
-    return out
-
-
-def sparse_gradients(rng, steps=30, rows=8, width=3, dtype: Any = np.float64):
-    """Half the rows idle, some steps with none active, row 0 never, row 1 late."""
-    gradients = rng.normal(size=(50, rows, width)).astype(dtype)
-    gradients[rng.random((50, rows)) < 0.5] = 0
-    gradients[[2, 10, 11]] = 0
-    gradients[:, 0] = 0
-    gradients[:4, 1] = 0
-    gradients[0, 2:5] = 1.5
-    gradients[4, 3] = [0, 1, 0]  # single zeros in an active row
-    return gradients[:steps]
 
 
 def run(transform: Any, gradients, extras=None):
@@ -64,279 +28,6 @@ def run(transform: Any, gradients, extras=None):
         )
         out.append(update)
     return out, state
-
-
-# ------------------------------------------------------------------ moments
-
-
-def test_vector_moments(x64):
-    gradients = [(0, 0), (1, -2), (0, 0), (0.5, 0), (0, 0)]
-    expected = [
-        (0, 0),
-        (0.74245978, -0.74245978),
-        (0.74245978, -0.74245978),
-        (0.78331396, -0.6095643),
-        (0.78331396, -0.6095643),
-    ]
-    transform = scale_by_moment_corrected_adam(0.9, 0.99)
-    state = transform.init(jnp.zeros((1, 2)))
-    for gradient, direction in zip(gradients, expected, strict=True):
-        actual, state = transform.update(jnp.array([gradient], float), state)
-        np.testing.assert_allclose(actual[0], direction, rtol=0, atol=5.01e-9)
-    # The state holds the corrected moments.
-    m, v = state.mu[0] * (1 - 0.9**5), state.nu[0] * (1 - 0.99**5)
-    np.testing.assert_allclose(m, (0.21239794, -0.30571766), rtol=0, atol=5.01e-9)
-    np.testing.assert_allclose(v, (0.02148741, 0.07351183), rtol=0, atol=5.01e-9)
-
-
-@pytest.mark.parametrize(
-    "b1, b2", [(0.9, 0.999), (0.9, 0.98), (0.0, 0.9), (0.9, 0.0), (0.0, 0.0)]
-)
-def test_moments_are_the_literal_ones(b1, b2, rng, x64):
-    gradients = sparse_gradients(rng)
-    transform = scale_by_moment_corrected_adam(b1, b2)
-    state = transform.init(jnp.zeros(gradients[0].shape))
-    update = jax.jit(transform.update)
-    literal = literal_moments(gradients, b1, b2)
-    for t, (gradient, (m, v, direction)) in enumerate(
-        zip(gradients, literal, strict=True), start=1
-    ):
-        actual, state = update(jnp.asarray(gradient), state)
-        assert state.count == t
-        np.testing.assert_allclose(state.mu * (1 - b1**t), m, rtol=1e-11, atol=1e-14)
-        np.testing.assert_allclose(state.nu * (1 - b2**t), v, rtol=1e-11, atol=1e-14)
-        np.testing.assert_allclose(actual, direction, rtol=1e-11, atol=1e-14)
-        np.testing.assert_array_equal(actual[0], 0)
-
-
-def test_moments_in_single_precision(rng):
-    gradients = sparse_gradients(rng, steps=50, dtype=np.float32)
-    transform = scale_by_moment_corrected_adam(0.9, 0.999)
-    state = transform.init(jnp.zeros(gradients[0].shape))
-    update = jax.jit(transform.update)
-    literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
-    for gradient, (_, _, direction) in zip(gradients, literal, strict=True):
-        actual, state = update(jnp.asarray(gradient), state)
-        # The bound is against cancellation in M: the terms are of order one.
-        np.testing.assert_allclose(actual, direction, rtol=1e-6, atol=2e-6)
-
-
-@pytest.mark.parametrize("decay", [0.9, 0.98, 0.999, 0.9999])
-def test_weights_of_the_running_mean_in_single_precision(decay):
-    steps = [*range(1, 41), 100, 1000, 10_000, 10**6, 2**31 - 1]
-    for t in steps:
-        keep, add = transforms._running_mean_weights(
-            decay, jnp.asarray(t, jnp.int32), jnp.float32
-        )
-        assert keep.dtype == add.dtype == jnp.float32
-        total = -math.expm1(t * math.log(decay))
-        before = -math.expm1((t - 1) * math.log(decay))
-        np.testing.assert_allclose(keep, decay * before / total, rtol=5e-7)
-        np.testing.assert_allclose(add, (1 - decay) / total, rtol=5e-7)
-
-
-def test_second_moment_is_accurate_from_the_first_step(rng):
-    """Plain float32 Adam has 1 - 0.999 wrong by 1.3e-5 there."""
-    gradients = rng.normal(size=(10, 4, 3)).astype(np.float32)
-    transform = scale_by_moment_corrected_adam(0.9, 0.999)
-    state = transform.init(jnp.zeros((4, 3)))
-    literal = literal_moments(gradients.astype(np.float64), 0.9, 0.999)
-    for t, (gradient, (_, v, _)) in enumerate(
-        zip(gradients, literal, strict=True), start=1
-    ):
-        _, state = transform.update(jnp.asarray(gradient), state)
-        np.testing.assert_allclose(state.nu, v / -np.expm1(t * np.log(0.999)), 1e-6)
-
-
-def test_traced_decays_are_those_of_floats(rng):
-    gradients = sparse_gradients(rng, steps=6, dtype=np.float32)
-
-    @jax.jit
-    def last(b1, b2):
-        return run(scale_by_moment_corrected_adam(b1, b2), gradients)[0][-1]
-
-    direction = literal_moments(gradients.astype(np.float64), 0.9, 0.99)[-1][2]
-    # The decays themselves are rounded to float32 here.
-    actual = last(jnp.float32(0.9), jnp.float32(0.99))
-    np.testing.assert_allclose(actual, direction, rtol=3e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
-def test_idle_direction_is_the_same_bits_for_a_thousand_steps(kind, rng):
-    transform = scale_by_moment_corrected_adam(0.9, 0.999)
-    gradients = jnp.asarray(rng.normal(size=(3, 4, 5))).astype(kind)
-    (*_, direction), state = run(transform, gradients)
-
-    def step(state, key):
-        busy = jax.random.normal(key, (4, 5), kind).at[:2].set(0)
-        out, state = transform.update(busy, state)
-        return state, out
-
-    _, out = jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 1000))
-    idle = np.asarray(out[:, :2]).view(np.uint16 if kind == jnp.bfloat16 else np.uint32)
-    first = np.asarray(direction[:2]).view(idle.dtype)
-    np.testing.assert_array_equal(idle, np.broadcast_to(first, idle.shape))
-    assert (np.asarray(out[-1, 2:]) != np.asarray(direction[2:])).all()
-
-
-def test_rows_are_those_of_each_leaf(rng, x64):
-    """Vectors have an entry a row, tables a row, higher ranks are stacks of tables."""
-    shapes = {"vector": (4,), "table": (4, 3), "block": (4, 2, 2), "scalar": ()}
-    gradients = {k: rng.normal(size=(6, *s)) for k, s in shapes.items()}
-    for name in ("vector", "table", "block"):
-        gradients[name][2:, 1] = 0
-        gradients[name][:2, 3] = 0
-    gradients["scalar"][3] = 0
-    steps = [{k: np.asarray(g[t]) for k, g in gradients.items()} for t in range(6)]
-    (*_, out), _ = run(scale_by_moment_corrected_adam(0.9, 0.99), steps)
-    for name, gradient in gradients.items():
-        rows = gradient.reshape(6, shapes[name][0] if shapes[name] else 1, -1)
-        direction = literal_moments(rows, 0.9, 0.99)[-1][2]
-        np.testing.assert_allclose(
-            np.reshape(out[name], direction.shape), direction, rtol=1e-11, atol=1e-14
-        )
-
-
-@pytest.mark.parametrize("row_axis", [0, 1])
-def test_rows_of_a_stack_are_those_of_each_table(row_axis, rng, x64):
-    """What is idle in one table is active in the other."""
-    gradients = np.stack([sparse_gradients(rng, steps=8) for _ in range(2)], axis=1)
-    idle: Any = ~gradients.any(-1)
-    assert idle[:, 0].sum() != idle.all(1).sum()
-
-    def turn(x):
-        return np.swapaxes(x, -1, -2) if row_axis else x
-
-    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=row_axis)
-    (*_, out), _ = run(transform, [turn(g) for g in gradients])
-    active = rng.random((8, 2, 8)) < 0.5
-    extras = [{"active_rows": mask} for mask in active]
-    (*_, masked), _ = run(transform, [turn(g) for g in gradients], extras)
-    for i in range(2):
-        literal = literal_moments(gradients[:, i], 0.9, 0.99)[-1][2]
-        np.testing.assert_allclose(turn(out)[i], literal, rtol=1e-11, atol=1e-14)
-        literal = literal_moments(gradients[:, i], 0.9, 0.99, active=active[:, i])
-        literal = literal[-1][2]
-        np.testing.assert_allclose(turn(masked)[i], literal, rtol=1e-11, atol=1e-14)
-
-
-def test_rows_of_a_transposed_table(rng, x64):
-    gradients = sparse_gradients(rng, steps=8)
-    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=1)
-    (*_, out), _ = run(transform, [{"kernel": g.T, "bias": g[:, 0]} for g in gradients])
-    direction = literal_moments(gradients, 0.9, 0.99)[-1][2]
-    np.testing.assert_allclose(out["kernel"].T, direction, rtol=1e-11, atol=1e-14)
-    bias = literal_moments(gradients[:, :, :1], 0.9, 0.99)[-1][2]
-    np.testing.assert_allclose(out["bias"], bias[:, 0], rtol=1e-11, atol=1e-14)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_active_rows_replace_the_test_for_zero(transposed, rng, x64):
-    gradients = sparse_gradients(rng, steps=12)
-    gradients[:, 5] += 0.01  # noise that the test for zero would take for a gradient
-    active = rng.random((12, 8)) < 0.5
-    active[0, 0] = True  # a sampled row with a zero gradient
-    transform = scale_by_moment_corrected_adam(0.9, 0.99, row_axis=int(transposed))
-    turn = np.transpose if transposed else np.asarray
-    extras = [{"active_rows": {"a": jnp.asarray(mask)}} for mask in active]
-    (*_, out), _ = run(transform, [{"a": turn(g)} for g in gradients], extras)
-    literal = literal_moments(gradients, 0.9, 0.99, active=active)[-1][2]
-    np.testing.assert_allclose(turn(out["a"]), literal, rtol=1e-11, atol=1e-14)
-
-
-def test_active_rows_of_one_leaf_leave_the_others_alone(rng):
-    gradients = {k: jnp.asarray(rng.normal(size=(4, 2))) for k in "ab"}
-    transform = scale_by_moment_corrected_adam()
-    state = transform.init(gradients)
-    none = jnp.zeros(4, bool)
-    out, _ = transform.update(gradients, state, active_rows={"a": none})
-    plain, _ = transform.update(gradients, state)
-    np.testing.assert_array_equal(out["a"], 0)
-    np.testing.assert_array_equal(out["b"], plain["b"])
-    alone = gradients["a"]
-    out, _ = transform.update(alone, transform.init(alone), active_rows=none)
-    np.testing.assert_array_equal(out, 0)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.array([[1.5, -2.0], [0.0, 0.0]]),
-        np.array([1.5, -0.25], np.float16),
-        np.array([[3, -4], [0, 0]]),
-        jnp.arange(3),
-        jnp.array([True, False]),
-        1.5,
-        2,
-        np.float64(0.5),
-        np.array([[3 + 4j, 1j], [0, 0]], np.complex64),
-        np.array([3 + 4j, 0]),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("x64_on", [False, True])
-def test_leaves_of_every_kind_are_those_of_optax(value, x64_on):
-    """Of equal gradients both make the same direction, whatever is not a float32."""
-    with jax.enable_x64(x64_on), jax.numpy_dtype_promotion("standard"):
-        results = []
-        for transform in (scale_by_moment_corrected_adam(), optax.scale_by_adam()):
-            state: Any = transform.init(value)
-            out, state = transform.update(value, state)
-            results.append((jnp.asarray(out), jnp.asarray(state.mu)))
-        (ours, _), (theirs, _) = results
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        np.testing.assert_allclose(
-            ours, theirs, rtol=3e-3 if ours.itemsize == 2 else 2e-5
-        )
-
-
-def test_second_moment_of_complex_numbers_is_their_modulus(rng, x64):
-    gradients = rng.normal(size=(5, 4, 3)) + 1j * rng.normal(size=(5, 4, 3))
-    (*_, out), state = run(scale_by_moment_corrected_adam(0.9, 0.99), gradients)
-    m = v = 0
-    for g in gradients:
-        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * np.abs(g) ** 2
-    m_hat, v_hat = m / (1 - 0.9**5), v / (1 - 0.99**5)
-    np.testing.assert_allclose(out, m_hat / (np.sqrt(v_hat) + 1e-8), rtol=1e-11)
-    assert state.nu.dtype == np.float64
-    with jax.numpy_dtype_promotion("standard"):
-        (*_, theirs), _ = run(optax.scale_by_adam(0.9, 0.99), gradients)
-    np.testing.assert_allclose(out, theirs, rtol=1e-11)
-
-
-def test_eps_inside_and_outside_the_root(x64):
-    gradient = jnp.array([[3.0, -4.0]])
-    for eps, eps_root in ((0.5, 0.0), (0.0, 0.5), (0.25, 2.0)):
-        transform = scale_by_moment_corrected_adam(eps=eps, eps_root=eps_root)
-        out, _ = transform.update(gradient, transform.init(gradient))
-        g = np.array([[3.0, -4.0]])
-        expected = g / (np.sqrt(g**2 + eps_root) + eps)
-        np.testing.assert_allclose(out, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "given, mu_dtype, mu, nu",
-    [
-        ("float32", None, "float32", "float32"),
-        ("bfloat16", None, "float32", "float32"),
-        ("float16", None, "float32", "float32"),
-        ("float64", None, "float64", "float64"),
-        ("float32", jnp.bfloat16, "bfloat16", "float32"),
-        ("bfloat16", "bfloat16", "bfloat16", "float32"),
-    ],
-)
-def test_dtypes_of_the_state_are_fixed_at_init(given, mu_dtype, mu, nu, x64):
-    params = {"a": jnp.ones((3, 2), given)}
-    transform = scale_by_moment_corrected_adam(mu_dtype=mu_dtype)
-    state = transform.init(params)
-    for _ in range(2):
-        assert state.mu["a"].dtype == mu and state.nu["a"].dtype == nu
-        assert state.count.dtype == jnp.int32
-        out, state = transform.update(params, state)
-        assert out["a"].dtype == given
-
-
-# ------------------------------------------------------------------ scale_by_sevo
 
 
 @pytest.fixture
@@ -593,64 +284,202 @@ def test_chained_after_adam_it_smooths_the_direction(adjacency, oracle, rng):
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
 
 
-# Propagation once in several updates
+# ------------------------------------------------------------------ every=k
+
+
+WINDOW = 4
+KINDS = {
+    "rescaled": {},
+    "unscaled": {"rescale": False},
+    "iterative": {"approximation": "iterative"},
+}
+
+
+def in_windows(tx, updates, **extra):
+    """The updates of each step, and the states after them."""
+    update, state, out, states = jax.jit(tx.update), tx.init(updates[0]), [], []
+    for each in updates:
+        smoothed, state = update(each, state, **extra)
+        out.append(smoothed)
+        states.append(state)
+    return out, states
+
+
+def sums(trees):
+    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *trees)
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"rescale": False}, {"approximation": "iterative"}],
-    ids=["rescaled", "unscaled", "iterative"],
-)
-def test_a_window_comes_to_the_same(num_layers, options, x64, rng):
-    graph = sevo.graphs.cooccurrence([rng.integers(0, 20, 8) for _ in range(9)], 20)
-    params = {"table": jnp.zeros((20, 3)), "bias": jnp.zeros(2)}
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_window_comes_to_the_same(num_layers, options, adjacency, x64, rng):
+    updates = [
+        {"table": jnp.asarray(rng.normal(size=(6, 3))), "bias": jnp.asarray([1.0, t])}
+        for t in range(3 * WINDOW)
+    ]
+    graphs = {"table": sparse(adjacency)}
     options = {"beta": 0.7, "num_layers": num_layers, **options}
-    at_once = scale_by_sevo({"table": graph}, **options)
-    in_windows = scale_by_sevo({"table": graph}, every=4, **options)
-    states: Any = at_once.init(params), in_windows.init(params)
-    total = np.zeros((2, 20, 3))
-    for step in range(12):
-        updates = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
-        results: Any = [
-            tx.update(updates, state)
-            for tx, state in zip((at_once, in_windows), states, strict=True)
-        ]
-        states = tuple(state for _, state in results)
-        total += [np.asarray(smoothed["table"]) for smoothed, _ in results]
-        for smoothed, _ in results:
-            np.testing.assert_array_equal(smoothed["bias"], updates["bias"])
-        apart = np.abs(total[0] - total[1]).max()
-        if step % 4 == 3:
-            assert apart < 1e-14
-            assert not np.any(states[1].pending["table"])
-        elif num_layers:
-            assert apart > 1e-3
+    expected, _ = in_windows(scale_by_sevo(graphs, **options), updates)
+    tx = scale_by_sevo(graphs, every=WINDOW, **options)
+    actual, states = in_windows(tx, updates)
+    # The local term is what the transformation makes of an isolated row.
+    alone = np.asarray(expected[0]["table"][5] / updates[0]["table"][5])
+    for t, (out, given) in enumerate(zip(actual, updates, strict=True)):
+        np.testing.assert_array_equal(out["bias"], given["bias"])
+        assert states[t].step == t + 1
+        done = (t + 1) // WINDOW * WINDOW
+        if done > t:
+            close = sums(actual[:done])["table"], sums(expected[:done])["table"]
+            np.testing.assert_allclose(*close, rtol=0, atol=1e-13)
+            assert not states[t].pending["table"].any()
+        else:
+            here = alone[0] * given["table"]
+            np.testing.assert_allclose(out["table"], here, rtol=1e-12)
+            waits = sums(actual[done : t + 1])["table"]
+            np.testing.assert_allclose(states[t].pending["table"], waits, rtol=1e-12)
 
 
-def test_several_runs_under_one_vmap_branch_as_one():
-    graph = sevo.graphs.cooccurrence([[0, 1, 2, 3]], num_items=4)
-    tx = scale_by_sevo({"table": graph}, every=2)
-    state = tx.init({"table": jnp.ones((4, 2))})
+def test_joint_tables_and_stacks_wait_leaf_by_leaf(adjacency, oracle, x64, rng):
+    shapes = {"a": (2, 3, 4), "b": (2, 3, 2), "c": (5,)}
+    updates = [
+        {k: jnp.asarray(rng.normal(size=shape)) for k, shape in shapes.items()}
+        for _ in range(WINDOW)
+    ]
+    tx = scale_by_sevo(
+        {("b", "a"): sparse(adjacency)}, 0.9, every=WINDOW, row_axis={"a": 1, "b": 1}
+    )
+    out, states = in_windows(tx, updates)
+    assert jax.tree.map(jnp.shape, states[0].pending) == {
+        "a": (2, 3, 4),
+        "b": (2, 3, 2),
+        "c": optax.MaskedNode(),
+    }
+    total, moved = sums(updates), sums(out)
+    for i in range(2):
+        stacked = np.concatenate([total["b"][i].T, total["a"][i].T])
+        expected = oracle.neumann(adjacency, stacked, 0.9, 3)
+        actual = np.concatenate([moved["b"][i].T, moved["a"][i].T])
+        np.testing.assert_allclose(actual, expected, rtol=1e-11)
+
+
+def test_each_update_by_itself_is_the_program_without_windows(adjacency):
+    updates = {"table": jnp.ones((6, 2))}
+    graphs = {"table": sparse(adjacency)}
+    plain, every = scale_by_sevo(graphs), scale_by_sevo(graphs, every=1)
+    state = plain.init(updates)
+    assert jax.tree.structure(every.init(updates)) == jax.tree.structure(state)
+    programs = [
+        jax.jit(tx.update).lower(updates, state).as_text() for tx in (plain, every)
+    ]
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_flush_propagates_at_once(traced, adjacency, oracle, x64, rng):
+    tx = scale_by_sevo(sparse(adjacency), 0.9, every=WINDOW)
+    updates = [jnp.asarray(rng.normal(size=(6, 3))) for _ in range(2 * WINDOW)]
+    update = tx.update
+    if traced:
+        update = jax.jit(lambda *args, flush: tx.update(*args, flush=flush))
+    state, out = tx.init(updates[0]), []
+    for t, each in enumerate(updates[:6]):
+        each, state = update(each, state, flush=t == 5)
+        out.append(each)
+        assert state.pending.any() == (t not in (3, 5))
+    expected = oracle.neumann(adjacency, np.sum(updates[:6], axis=0), 0.9, 3)
+    np.testing.assert_allclose(sums(out), expected, rtol=1e-11)
+    # The next window ends where it would have without.
+    for each in updates[6:]:
+        each, state = update(each, state, flush=False)
+        out.append(each)
+    expected = oracle.neumann(adjacency, np.sum(updates, axis=0), 0.9, 3)
+    np.testing.assert_allclose(sums(out), expected, rtol=1e-11)
+    once = scale_by_sevo(sparse(adjacency), 0.9)
+    np.testing.assert_array_equal(
+        *(smoothed(once, updates[0], flush=flush) for flush in (False, True))
+    )
+
+
+def test_graph_and_strength_of_a_window_are_those_of_its_end(
+    adjacency, random_graph, oracle, x64, rng
+):
+    other = random_graph(7, 6)
+    x = rng.normal(size=(2, 6, 3))
+    betas = jnp.array([0.5, 0.8])
+    tx = scale_by_sevo(sparse(adjacency), lambda count: betas[count], 2, every=2)
+    state = tx.init(jnp.asarray(x[0]))
+    first, state = tx.update(jnp.asarray(x[0]), state)
+    second, _ = tx.update(jnp.asarray(x[1]), state, graphs=sparse(other))
+    factors = [1 / (1 + b + b**2) for b in (0.5, 0.8)]
+    here = factors[0] * x[0], factors[1] * x[1]
+    np.testing.assert_allclose(first, here[0], rtol=1e-12)
+    acted = here[0] + here[1]
+    whole = oracle.neumann(other, acted, 0.8, 2) / factors[1]
+    np.testing.assert_allclose(second, here[1] + whole - acted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_branch_stays_a_branch(depth, adjacency):
+    """Under vmap of several runs too, whether they are as far as each other or not."""
+    tx = scale_by_sevo({"table": sparse(adjacency)}, every=2)
+    update = tx.update
+    updates = {"table": jnp.arange(36.0).reshape(6, 6)}
+    state = tx.init(updates)
+    for _ in range(depth):
+        update = jax.vmap(update)
+        updates, state = jax.tree.map(lambda x: jnp.stack([x, x]), (updates, state))
+    text = str(jax.jit(update).lower(updates, state).compile().as_text())
+    assert text.count("conditional(") == 1
+    # The kernel is called in the branch only: no branch, no kernel, in the entry.
+    entry = text[text.index("ENTRY") :]
+    assert "csr" not in entry and "csr" in text
+
+
+def test_several_runs_under_one_vmap(adjacency, rng):
+    tx = scale_by_sevo({"table": sparse(adjacency)}, every=3)
+    updates = {"table": jnp.asarray(rng.normal(size=(2, 6, 2)), jnp.float32)}
+    state = tx.init({"table": updates["table"][0]})
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
     # One run is a step ahead of the other: neither is propagated too soon.
     states = states._replace(step=jnp.array([0, 1]))
-    updates = {"table": jnp.arange(16.0).reshape(2, 4, 2)}
-    together = jax.jit(jax.vmap(tx.update))
-    jaxpr = str(jax.make_jaxpr(jax.vmap(tx.update))(updates, states))
-    assert "cond[" in jaxpr
-    for _ in range(3):
-        smoothed, after = together(updates, states)
-        for run in range(2):
-            one = jax.tree.map(lambda leaf, run=run: leaf[run], (updates, states))
-            expected = tx.update(*one)
-            actual = jax.tree.map(lambda leaf, run=run: leaf[run], (smoothed, after))
+    together, alone = jax.jit(jax.vmap(tx.update)), jax.jit(tx.update)
+    for _ in range(4):
+        actual = together(updates, states)
+        for i in range(2):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], (updates, states))
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+                lambda a, b, i=i: np.testing.assert_allclose(
+                    a[i], b, rtol=1e-6, atol=1e-6
+                ),
                 actual,
-                expected,
+                alone(*one),
             )
-        states = after
+        states = actual[1]
+
+
+def test_gradients_flow_through_a_window(adjacency, oracle, x64, rng):
+    tx = scale_by_sevo(sparse(adjacency), 0.9, every=2)
+    x, y = jnp.asarray(rng.normal(size=(2, 6, 3)))
+
+    def total(x):
+        first, state = tx.update(x, tx.init(x))
+        second, _ = tx.update(y, state)
+        return jnp.sum((first + second) * y)
+
+    expected = oracle.neumann(adjacency, np.asarray(y), 0.9, 3)
+    np.testing.assert_allclose(jax.grad(total)(x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16])
+def test_a_window_in_half_precision(kind, adjacency, oracle, rng):
+    tx = scale_by_sevo(sparse(adjacency), every=2)
+    updates = [jnp.asarray(rng.normal(size=(6, 3))).astype(kind) for _ in range(2)]
+    out, states = in_windows(tx, updates)
+    assert all(x.dtype == kind for x in [*out, *(each.pending for each in states)])
+    total = sum(np.asarray(x, np.float64) for x in updates)
+    moved = sum(np.asarray(x, np.float64) for x in out)
+    expected = oracle.neumann(adjacency, total, 0.99, 3)
+    rounding = 8 * float(jnp.finfo(kind).eps)
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=rounding)
 
 
 def test_a_state_of_every_step_is_refused_by_windows():

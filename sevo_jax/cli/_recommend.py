@@ -1,5 +1,6 @@
 """`sevo-jax recommend`: the best items of a trained model."""
 
+import codecs
 import csv
 import io
 import sys
@@ -120,15 +121,17 @@ def _read_sequences(saved: SavedRun, path: Path) -> InteractionLog:
     name = str(path) if is_file else "standard input"
     data = path.read_bytes() if is_file else sys.stdin.buffer.read()
     lines, items = [], []
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(
+        data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1
+    ):
+        # As bytes, which know no other white space: an id may hold it.
+        found = map(bytes.strip, line.split(b"\t")) if b"\t" in line else line.split()
         try:
-            text = line.decode("utf-8")
+            items += [item.decode() for item in found if item]
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{name}:{number}: is not UTF-8: {error.reason}"
             ) from error
-        found = map(str.strip, text.split("\t")) if "\t" in text else text.split()
-        items += filter(None, found)
         lines += [number] * (len(items) - len(lines))
     if not items:
         raise ValueError(f"{name} has no items")

@@ -139,13 +139,16 @@ def _read_parquet(source: Source) -> _Pairs:
             )
         with tables.damaged(source.where):
             table = parquet.read()
+            for column in table.columns:
+                column.validate(full=True)
+            attributes = table.column(1).to_pylist()
     if not table.num_rows or any(column.null_count for column in table.columns):
         raise ValueError(f"{source.where}: there are no rows, or entries are missing")
     try:
         items = arrow.number(table.column(0), "item")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source.where}: {error}") from error
-    return items, table.column(1).to_pylist()
+    return items, attributes
 
 
 def _decoded(source: Source) -> str:
@@ -161,7 +164,10 @@ def _of_tokens(source: Source, pairs: Sequence[Sequence[Any]]) -> _Pairs:
     if not pairs:
         raise ValueError(f"{source.where}: no item has an attribute")
     items, attributes = zip(*pairs, strict=True)
-    return ids.number_tokens(list(items), "item"), attributes
+    try:
+        return ids.number_tokens(list(items), "item"), attributes
+    except ValueError as error:
+        raise ValueError(f"{source.where}: {error}") from error
 
 
 _READERS: dict[str, Callable[[Source], _Pairs]] = {

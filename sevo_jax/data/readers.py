@@ -91,6 +91,11 @@ def read(
     }
     request = Request(columns, _checked_delimiter(delimiter), Faults(skip_bad))
     if hasattr(source, "__arrow_c_stream__"):
+        if format is not None or delimiter is not None:
+            raise ValueError(
+                f"the {type(source).__name__} is a table already: leave out format= "
+                "and delimiter=, which say how to read a file"
+            )
         log = tables.read_table(source, request)
         request.faults.report(log.name)
         return log

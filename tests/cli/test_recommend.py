@@ -91,6 +91,16 @@ def test_items_with_spaces_are_separated_by_tabs(run, tmp_path, fails, capsys):
     assert captured.err.endswith(": an item\n")
 
 
+def test_only_blanks_and_tabs_separate_items(run, tmp_path, capsys):
+    path = tmp_path / "sequences.txt"
+    path.write_text("\ufeffü3 ü5\nü1 a\xa0b\n")
+    assert main(["recommend", f"{run}", "--sequences", f"{path}"]) == 0
+    captured = capsys.readouterr()
+    rows = {"1": ["ü3", "ü5"], "2": ["ü1"]}
+    assert _rows(captured.out, "line") == _best(run, rows, 10)
+    assert captured.err.endswith(": 'a\\xa0b'\n")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

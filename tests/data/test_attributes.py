@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 
 import pyarrow
 import pytest
@@ -104,6 +105,7 @@ def test_a_file_without_an_item_of_the_log_is_refused(tmp_path, log):
         ("a.csv", 'i1,"a\n', "a.csv:1: unexpected end"),
         ("a.csv", b"i1,a\ni2,\xff\n", "a.csv:2: not UTF-8"),
         ("a.csv", "", "the file is empty"),
+        ("a.csv", "7,a\nNA,b\n", "a.csv: the item id NA among numbers"),
         ("a.tsv", "i1,a\n", "'i1,a' is not an item .* separated by '.t'"),
         ("a.json", '{"i1": "a"}', "attributes of 'i1' are 'a', not a list"),
         ("a.json", '{"i1": [["a"]]}', "attributes of 'i1' are .* not a list"),
@@ -132,6 +134,22 @@ def test_what_is_wrong_in_parquet_is_named(tmp_path, log, columns, message):
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=f"a.parquet: .*{message}"):
         read_attributes(tmp_path / "a.parquet", log)
+
+
+def test_damaged_parquet_is_named(tmp_path, log):
+    rng = random.Random(0)
+    items, genres = [f"i{i}" for i in range(30)], [f"é{i % 3}" for i in range(30)]
+    table = pyarrow.table({"item": items, "genre": genres})
+    parquet.write_table(table, tmp_path / "good.parquet", compression="none")
+    data = (tmp_path / "good.parquet").read_bytes()
+    for _ in range(300):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (tmp_path / "a.parquet").write_bytes(flipped)
+        try:
+            read_attributes(tmp_path / "a.parquet", log)
+        except ValueError as error:
+            assert f"{error}".startswith(f"{tmp_path / 'a.parquet'}: ")
 
 
 def test_a_missing_file(tmp_path, log):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -102,3 +103,31 @@ def test_batches_get_one_shape_by_empty_cells():
 def test_bad_requests_are_refused(short_trainer, seeds, outputs, message):
     with pytest.raises(ValueError, match=message):
         short_trainer.run_together(seeds, outputs=outputs)
+
+
+def test_seeds_together_propagate_once_in_a_window_too(tiny_recipe, tiny_split):
+    """Under `vmap` a branch would become a choice between two computed results."""
+    optimizer = dataclasses.replace(tiny_recipe.optimizer, every=4)
+    trainer = Trainer(dataclasses.replace(tiny_recipe, optimizer=optimizer), tiny_split)
+    states = [trainer.start(seed) for seed in SEEDS[:2]]
+    batches = same_shapes([trainer.epochs(seed)[0] for seed in SEEDS[:2]])
+    lowered = train_epoch_together.lower(
+        trainer.program,
+        states,
+        batches,
+        trainer.graphs,
+        np.array(SEEDS[:2], np.uint32),
+        np.int32(0),
+    )
+    text = str(lowered.compile().as_text())
+    branches = {
+        name.strip("% ")
+        for names in re.findall(r"branch_computations=\{([^}]*)\}", text)
+        for name in names.split(",")
+    }
+    with_kernel = [
+        computation.split()[0].strip("%")
+        for computation in text.split("\n\n")
+        if 'custom_call_target="cpu_csr_sparse_dense_ffi"' in computation
+    ]
+    assert with_kernel and set(with_kernel) <= branches

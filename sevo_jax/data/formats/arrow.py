@@ -100,9 +100,17 @@ def times_of_text(column: Any) -> np.ndarray:
             times = column.cast(kind)
         except pyarrow.ArrowInvalid:
             continue
+        if kind == pyarrow.int64() and any(
+            compute.any(compute.match_substring(column, mark)).as_py() for mark in "xX"
+        ):
+            raise ValueError("Arrow takes 0x10 for 16")
         if kind != pyarrow.float64():
             return times.cast(pyarrow.int64()).to_numpy()
-        # A NaN is not below; and of larger numbers a float64 does not have all.
-        if (np.abs(numbers := times.to_numpy()) < _FIRST_INEXACT).all():
+        # A NaN is not below; and of larger numbers a float64 does not have all, nor
+        # all of those with more digits, but they may still differ.
+        is_short = compute.max(compute.binary_length(column)).as_py() <= 16
+        if (np.abs(numbers := times.to_numpy()) < _FIRST_INEXACT).all() and (
+            is_short or compute.count_distinct(column) == compute.count_distinct(times)
+        ):
             return numbers
     raise ValueError("timestamps are neither numbers nor dates")

@@ -7,6 +7,7 @@ finds the fault or, where Arrow was only too strict, returns the same columns.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 import os
@@ -70,17 +71,17 @@ def write(log: InteractionLog, path: str | os.PathLike, dialect: Dialect) -> Non
       ValueError: an id would not come back from a RecBole file, which has no quotes.
     """
     users, items, positions = (column.tolist() for column in log.to_columns())
-    awkward = _awkward(log.user_ids, r"[\t\r\n]|^" + COMMENT.pattern) or _awkward(
-        log.item_ids, r"[\t\r\n]"
-    )
+    awkward = _awkward(
+        log.user_ids, r"[\t\r\n]|^\ufeff|^" + COMMENT.pattern
+    ) or _awkward(log.item_ids, r"[\t\r\n]")
     header = ("user", "item", "timestamp")
     quotes: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if awkward else {}
     if dialect.typed:
         if awkward:
             raise ValueError(
                 f"{path}: the id {shown(awkward)} contains a tab or a line break, or "
-                "begins as a comment does, which this format cannot hold: write .csv "
-                "or .parquet"
+                "begins as a comment or a byte order mark does, which this format "
+                "cannot hold: write .csv or .parquet"
             )
         header = ("user_id:token", "item_id:token", "timestamp:float")
         quotes = {"quoting": csv.QUOTE_NONE, "quotechar": None}
@@ -111,6 +112,8 @@ def _parse_with_arrow(body: bytes, table: Table) -> Columns:
     has_quotes = table.quoted and b'"' in body
     if b"\r" in body and body.count(b"\r") != body.count(b"\r\n"):
         raise ValueError("a carriage return inside a line")
+    if codecs.BOM_UTF8 in body:
+        raise ValueError("a byte order mark, which Arrow leaves out")
     if has_quotes and not quotes_pair(body, table.delimiter):
         raise ValueError("Arrow takes quotes where there should be none")
     compute: Any = pyarrow.compute

@@ -25,6 +25,10 @@ from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.times import TimeParser, ranked
 
 _LONGEST_LINE = 2**24
+_ONE_A_LINE = (
+    "the format is one object a line, as jq -c . makes of objects that take several "
+    "and jq -c '.[]' of a list"
+)
 
 
 class _Fields(NamedTuple):
@@ -52,7 +56,7 @@ def read(source: Source, request: Request) -> InteractionLog:
     parsed = arrow.quickly(_parse_with_arrow, data, fields, first) or _scan(
         where, data, fields, request.faults
     )
-    if fields.timestamp is None:
+    if fields.timestamp is None and len(names) > 2:
         warn_of_order(where, names)
     return InteractionLog.from_codes(*parsed, name=source.name)
 
@@ -79,6 +83,9 @@ def _parse_with_arrow(
     )
     if any(table[name].null_count for name in wanted):
         raise ValueError("objects without all fields")
+    has_blank_lines = b"\n\n" in data or b"\n\r\n" in data
+    if has_blank_lines or table.num_rows != data.rstrip().count(b"\n") + 1:
+        raise ValueError("perhaps not one object a line")
     times = None
     if fields.timestamp is not None:
         column = table[fields.timestamp]
@@ -141,6 +148,7 @@ class _Ids:
             kind = "text" if isinstance(self.entries[0], str) else "a number"
             fault = f"not {kind}, as those before it are"
         if fault:
+            value = value if not isinstance(value, Decimal) else float(value)
             raise ValueError(f"the field {self._field!r} is {shown(value)}, {fault}")
         return value
 
@@ -180,13 +188,11 @@ def _objects(
 def _parsed(line: bytes) -> dict[str, Any]:
     if len(line) > _LONGEST_LINE:
         raise ValueError(
-            f"not JSON lines: {len(line):,} bytes, more than any review has: the "
-            "format is one JSON object a line"
+            f"not JSON lines, of {len(line):,} bytes: {_ONE_A_LINE}, not "
+            f"{shown(line[:100].decode(errors='backslashreplace'))}"
         )
-    try:
-        text = line.decode().strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason})") from error
+    # Bytes that are no text do no harm in fields that are not read.
+    text = line.decode(errors="surrogateescape").strip()
     try:
         entry = json.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
@@ -194,14 +200,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
             entry = _literal(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise ValueError(
-                f"not JSON ({shown(str(error))}): {shown(text)}: the format is one "
-                "JSON object a line"
+                f"not JSON ({shown(str(error))}): {_ONE_A_LINE}, not {shown(text)}"
             ) from error
     if not isinstance(entry, dict):
-        raise ValueError(
-            f"not a JSON object, which each line must be: {shown(text)}; of a list, "
-            "jq -c '.[]' makes such lines"
-        )
+        raise ValueError(f"not a JSON object: {_ONE_A_LINE}, not {shown(text)}")
     return entry
 
 

@@ -23,6 +23,7 @@ from sevo_jax.data.times import looks_like_a_time
 # Blanks are tried last: they are in dates and titles too.
 _DELIMITERS = (",", "\t", ";", "|", "::", " ")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_BEST_RATING = 10
 # How much is looked at.
 _HEAD = 2**16
 _LONGEST_LINE = 2**20
@@ -33,7 +34,8 @@ class Dialect(NamedTuple):
 
     Attributes:
       delimiter: what usually stands between two fields.
-      columns: the columns of a table that has four and no header.
+      columns: the columns of a table of users, items, ratings and times that has no
+        header.
       typed: whether it is a RecBole atomic file: without quotes, and with a header
         such as `user_id:token`, `timestamp:float`.
     """
@@ -108,7 +110,9 @@ def find_table(
         except ValueError as error:
             if len(names) > widest:
                 refusal, widest = f"{error}", len(names)
-            if named or dialect.columns is None or len(names) != 4:
+            if named or dialect.columns is None or delimiter not in (usual, "\t"):
+                continue
+            if not _are_rated(names):
                 continue
             positions = find(where, names, {**dialect.columns, **columns})
         is_header = _is_header(names, second.fields, positions)
@@ -130,6 +134,13 @@ def find_table(
             "delimiter=... (--delimiter)"
         )
     return possible[0]
+
+
+def _are_rated(fields: list[str]) -> bool:
+    """Whether they may be a user, an item, a rating and a time."""
+    if len(fields) != 4 or not _NUMBER.fullmatch(fields[2]):
+        return False
+    return float(fields[2]) <= _BEST_RATING and looks_like_a_time(fields[3])
 
 
 def has_header(data: bytes) -> bool:

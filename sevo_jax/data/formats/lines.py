@@ -116,6 +116,8 @@ def rows(data: bytes, delimiter: str, quoted: bool) -> Iterator[Row]:
             continue
         first = lines.of_row[0]
         fault = comment_fault(first) if COMMENT.match(first) else ""
+        if first.startswith("\ufeff"):
+            fault = f"a byte order mark, as of files that were joined: {shown(first)}"
         if fault or len(fields) > 1 or "".join(fields).strip():
             num_lines = len(lines.of_row)
             yield Row(lines.number - num_lines + 1, num_lines, fields, fault)

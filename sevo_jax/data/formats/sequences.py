@@ -6,9 +6,10 @@ back.
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import os
 import re
-from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from sevo_jax.data.log import InteractionLog
 
 _COMMENTS = (b"#", b"//", b"%%")
 _NAME = re.compile(rb"[A-Za-z][A-Za-z_-]*")
+_STRAY = re.compile(rb"[\r\v\f]")
 _WHOLE_NUMBER = re.compile(rb"-?[0-9]+(\.0+)?")
 
 
@@ -56,6 +58,7 @@ def read(source: Source, request: Request) -> InteractionLog:
     if not rows.users:
         raise request.faults.nothing_left(where)
     _refuse_header(where, rows)
+    _refuse_commas(where, rows)
     users = dict.fromkeys(rows.users)
     if len(users) == len(rows.items) > 2:
         _refuse_map(f"{where}:{rows.numbers[0]}", rows)
@@ -100,7 +103,10 @@ def write(log: InteractionLog, path: str | os.PathLike) -> None:
 
 
 def _rows(where: str, data: bytes, faults: Faults) -> _Rows:
-    stray_returns = b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
+    has_stray = (
+        data.count(b"\r") != data.count(b"\r\n") or b"\v" in data or b"\f" in data
+    )
+    has_mark = codecs.BOM_UTF8 in data
     is_utf8 = data.isascii() or _is_utf8(data)
     rows = _Rows([], [], [], [])
     for number, line in enumerate(data.split(b"\n"), start=1):
@@ -111,9 +117,14 @@ def _rows(where: str, data: bytes, faults: Faults) -> _Rows:
         if _is_comment(user):
             fault = f"the line begins as a comment does, {_shown(line)}: delete it"
         elif not items:
-            fault = f"user {_named(user)} has no items after blanks or tabs"
-        elif stray_returns and b"\r" in line.removesuffix(b"\r"):
-            fault = f"a carriage return inside the line, {_shown(line)}"
+            fault = (
+                f"user {_named(user)} has no items after blanks or tabs; in a table, "
+                "give the columns, user=..., item=... (--user-column, --item-column)"
+            )
+        elif has_stray and _STRAY.search(line.removesuffix(b"\r")):
+            fault = f"a carriage return or form feed inside the line, {_shown(line)}"
+        elif has_mark and user.startswith(codecs.BOM_UTF8):
+            fault = f"a byte order mark, as of files that were joined, {_shown(line)}"
         elif not (is_utf8 or _is_utf8(line)):
             fault = f"not UTF-8, {_shown(line)}"
         if fault:
@@ -153,6 +164,23 @@ def _refuse_header(where: str, rows: _Rows) -> None:
                 "like names of columns, as numbers follow: delete it, or name the "
                 "columns of a table, user=..., item=... (--user-column, --item-column)"
             )
+
+
+def _refuse_commas(where: str, rows: _Rows) -> None:
+    """Refuses `1, 2, 3` and `1 [2, 3]`, whose commas would be taken for ids."""
+    if len(rows.users) == 1:
+        return
+    ends = itertools.accumulate(rows.lengths)
+    if all(user.endswith(b",") for user in rows.users) or all(
+        rows.items[end - length].startswith(b"[") and rows.items[end - 1].endswith(b"]")
+        for length, end in zip(rows.lengths, ends)
+    ):
+        raise ValueError(
+            f"{where}:{rows.numbers[0]}: commas or brackets about the ids, as of "
+            f"{named(rows.users[0].decode())} {named(rows.items[0].decode())}: leave "
+            "only blanks between them; in a table, give the columns, user=..., "
+            "item=... (--user-column, --item-column)"
+        )
 
 
 def _refuse_map(where: str, rows: _Rows) -> None:
@@ -202,10 +230,11 @@ def _each_once(where: str, rows: _Rows, faults: Faults) -> _Rows:
 
 
 def _kept(rows: _Rows, keep: list[bool]) -> _Rows:
-    items = np.repeat(keep, rows.lengths)
     return _Rows(
-        *(list(compress(column, keep)) for column in rows[:3]),
-        list(compress(rows.items, items)),
+        list(itertools.compress(rows.numbers, keep)),
+        list(itertools.compress(rows.users, keep)),
+        list(itertools.compress(rows.lengths, keep)),
+        list(itertools.compress(rows.items, np.repeat(keep, rows.lengths))),
     )
 
 

@@ -139,8 +139,8 @@ def _open_zip(path: str | os.PathLike) -> Iterator[Any]:
         ]
         if len(members) != 1:
             raise ValueError(
-                f"it holds {len(members)} files, {listed(members)}: unpack it and name "
-                "one"
+                f"it holds {len(members)} files ({listed(members)}): unpack it and "
+                "name one"
             )
         with archive.open(members[0]) as file:
             yield file

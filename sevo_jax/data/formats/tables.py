@@ -57,7 +57,13 @@ def read_table(table: Any, request: Request) -> InteractionLog:
     import pyarrow
 
     where = f"the {type(table).__name__}"
-    table = pyarrow.table(table)
+    try:
+        table = pyarrow.table(table)
+    except Exception as error:  # Each kind of table raises its own.
+        raise ValueError(
+            f"{where}: no table of Arrow, whose columns are each of one type "
+            f"({_first_line(error)}): convert it, or leave out what is not needed"
+        ) from error
     positions = _find(where, table.column_names, request)
     table = table.select([at for at in positions if at is not None])
     return _log([_cleaned(where, table, request.faults)], request.faults, "table")
@@ -85,7 +91,9 @@ def parts(path: str | os.PathLike) -> list[Path]:
     found = [
         part
         for part in Path(path).rglob("*")
-        if part.suffix.lower() == ".parquet" and not part.name.startswith(("_", "."))
+        if part.suffix.lower() == ".parquet"
+        and not part.name.startswith(("_", "."))
+        and part.is_file()
     ]
     if not found:
         raise ValueError(
@@ -159,8 +167,10 @@ def _find(where: str, names: list[str], request: Request) -> Positions:
         for title, column in request.columns.items()
     }
     positions = find(where, names, columns)
-    if positions.timestamp is None and len(names) > 2:
-        warn_of_order(where, names)
+    # The index of a DataFrame is no column that was meant to be one.
+    others = [name for name in names if not name.startswith("__index_level_")]
+    if positions.timestamp is None and len(others) > 2:
+        warn_of_order(where, others)
     return positions
 
 
@@ -346,7 +356,11 @@ def _times(where: str, chunks: list[Any]) -> np.ndarray:
         try:
             return _quick_times(texts)[codes]
         except ValueError:
-            return ranked([*map(TimeParser(), map(str, texts))])[codes]
+            parse = TimeParser()
+        try:
+            return ranked([parse(f"{text}") for text in texts])[codes]
+        except ValueError as error:
+            raise ValueError(f"{where} and other parts: {error}") from error
     arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     kinds = {array.dtype.kind for array in arrays}
     if len(kinds) == 1 and kinds <= set("iufM"):

@@ -133,7 +133,7 @@ def test_headerless_tables_need_numbers(file, as_lists, fails):
     }
 
 
-def test_movielens_of_all_ages(file, as_lists):
+def test_movielens_of_all_ages(file, as_lists, fails):
     expected = {1: [20, 10], 2: [10]}
     lines = "1::10::5::9\n2::10::3::1\n1::20::1::8\n"
     assert as_lists(read(file("ratings.dat", lines))) == expected
@@ -146,6 +146,14 @@ def test_movielens_of_all_ages(file, as_lists):
     swapped = "10::1::9::5\n10::2::1::3\n20::1::8::1\n"
     log = read(file("swapped.dat", swapped), user=1, item=0, timestamp=2)
     assert as_lists(log) == expected
+    for other in (
+        "1,2014-04-07T10:51:09.277Z,214536502,0\n",
+        "1::2014-04-07::214536502::0\n",
+        "1,1193,5,978300760\n",
+        "1::1193::978300760::5\n",
+        "1::1193::title::978300760\n",
+    ):
+        fails(lambda: read(file("ratings.dat", other)), "ratings.dat:1: no column is")
 
 
 def test_names_and_numbers_together(file, as_lists):
@@ -235,6 +243,8 @@ def test_integers_beside_a_float_are_exact(file, as_lists):
         (["1000-01-02", "1000-01-01"], [1, 0]),
         (["2019-10-01T00:00:01+01:00", "2019-10-01T00:00:00+01:00"], [1, 0]),
         (["5", "4.5", " 4 "], [2, 1, 0]),
+        (["1588291200.123456789012", "1588291200.123456789011"], [1, 0]),
+        (["0.1000000000000000011", "0.1"], [1, 0]),
     ],
 )
 def test_times(file, as_lists, times, expected):
@@ -242,7 +252,7 @@ def test_times(file, as_lists, times, expected):
     assert as_lists(read(file("log.csv", text))) == {"u": expected}
 
 
-@pytest.mark.parametrize("time", ["01/02/2020", "2 Jan 2020", "noon", "20:15"])
+@pytest.mark.parametrize("time", ["01/02/2020", "2 Jan 2020", "noon", "0x10", "0X1F"])
 def test_other_forms_of_times_are_named(file, fails, time):
     path = file("log.csv", f"user,item,timestamp\n1,a,{time}\n1,b,{time}\n")
     fails(lambda: read(path), "log.csv:2: ", time, "ISO date such as 2014-07-23")
@@ -269,6 +279,7 @@ def test_other_forms_of_times_are_named(file, fails, time):
         ("x,y,2020-01-01", "the timestamp '2020-01-01' is not a number, as those"),
         ('"x"y,z,1', "',' expected after '\"'"),
         ("x\ry,z,1", ""),
+        ("\ufeff1,z,1", "a byte order mark"),
         (b"x\xff,y,1", "not UTF-8, the user"),
         (b"x,y\xff,1", "not UTF-8, the item"),
         ("x" * 200_000 + ",y,1", ""),
@@ -437,7 +448,7 @@ def test_recbole(file, as_lists, fails):
 
 
 @pytest.mark.parametrize(
-    "awkward", ["#a", "% a", "//", "a\rb", "a\nb", 'a"', ",", "\t"]
+    "awkward", ["#a", "\ufeffa", "% a", "//", "a\rb", "a\nb", 'a"', ",", "\t"]
 )
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv"])
 def test_awkward_ids_are_written_so_that_they_come_back(
@@ -449,7 +460,7 @@ def test_awkward_ids_are_written_so_that_they_come_back(
 
 
 def test_ids_beyond_a_recbole_file(tmp_path, fails):
-    for awkward in ("a\tb", "a\nb", "a\rb", "# a"):
+    for awkward in ("a\tb", "a\nb", "a\rb", "# a", "\ufeffa"):
         log = InteractionLog.from_columns([awkward], ["x"], name="log")
         fails(lambda: write(log, tmp_path / "log.inter"), "write .csv or .parquet")
     assert list(tmp_path.iterdir()) == []

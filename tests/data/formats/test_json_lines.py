@@ -101,20 +101,30 @@ def test_without_times(file, as_lists, warnings_of):
     assert "user, item, at" in said and "--timestamp-column" in said
 
 
+def test_bytes_in_fields_that_are_not_read(file, as_lists):
+    text = lines(
+        {"user": 1, "text": "é", "item": 5}, {"user": 1, "text": "", "item": 3}
+    )
+    path = file("a.json", text.replace("\\u00e9", "é").encode("latin-1"))
+    assert as_lists(read(path)) == {1: [5, 3]}
+
+
 GOOD = {"user_id": "A", "asin": "B", "timestamp": 1}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1, 2]", "not a JSON object, which each line must be: '[1, 2]'"),
+        ("[1, 2]", "not a JSON object: the format is one object a line"),
         ("7", "not a JSON object"),
         ("null", "not a JSON object"),
         ("{", "not JSON"),
         ("user,item", "not JSON"),
         ("# comment", "not JSON"),
         ('{"user_id": "A"', "not JSON"),
-        (b'{"user_id": "\xff", "asin": "B", "timestamp": 1}', "not UTF-8"),
+        (b'{"user_id": "\xff", "asin": "B", "timestamp": 1}', "not text that can be"),
+        (lines(GOOD).rstrip() + lines(GOOD), "not JSON"),
+        (lines(GOOD).rstrip() + ",", "not a JSON object"),
         (lines({"user_id": "A", "timestamp": 1}), "the field 'asin' is missing"),
         (lines({**GOOD, "asin": None}), "the field 'asin' is missing"),
         (lines({**GOOD, "asin": ""}), "the field 'asin' is ''"),
@@ -151,8 +161,9 @@ def test_bad_lines(file, as_lists, fails, warnings_of, line, message):
         # A map of ids, users with lists of items, one array, one object in many lines.
         ('{"B00": 0, "B01": 1}', "no column is named user"),
         (lines({"user_id": 1, "items": [{"item_id": 3}]}), "no column is named item"),
-        ('[{"user": 1, "item": 2}]\n', "not a JSON object, which each line must be"),
-        ('{\n"user": 1,\n"item": 2\n}\n', "not JSON"),
+        ('[{"user": 1, "item": 2}]\n', "as jq -c . makes of objects"),
+        ('[\n{"user": 1, "item": 2}\n]\n', "and jq -c '.[]' of a list"),
+        ('{\n"user": 1,\n"item": 2\n}\n', "as jq -c . makes of objects"),
         (lines({"user": {"id": 1}, "item": 2}), "{'id': 1}, neither text nor"),
         (lines({"user": 1, "item": 2**64}), "neither text nor a whole number of 64"),
         (lines({"user": 1, "item": 1.5}), "1.5"),

@@ -62,6 +62,17 @@ def test_a_map_of_ids_is_no_log(file, fails, text):
         assert read(file("log.txt", log)).num_interactions == log.count("\n")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["1, 2\n1, 3\n", "1, 2, 3\n4, 2\n", "1 [2, 3]\n4 [2]\n", "a ['x', 'y']\nb ['x']\n"],
+)
+def test_commas_between_ids(file, fails, text):
+    fails(lambda: read(file("log.txt", text)), "log.txt:1: commas or brackets about")
+    # A few ids may have them.
+    for log in ("1, 2\n2 3\n", "1 [2 3]\n2 3\n", "1, 2\n"):
+        assert read(file("log.txt", log)).num_interactions > 0
+
+
 def test_text_beside_numbers_is_no_header(file, as_lists):
     path = file("log.txt", "ann tea jam\nbob 7\n")
     assert as_lists(read(path)) == {"ann": ["tea", "jam"], "bob": ["7"]}
@@ -76,8 +87,10 @@ def test_text_beside_numbers_is_no_header(file, as_lists):
         ("// 5 6", "begins as a comment does"),
         ("5", "user 5 has no items"),
         ("1 9", "user 1 stands on line 1 already"),
-        ("5,6,7", "user 5,6,7 has no items"),
-        ("5 6\r7 8", "a carriage return inside the line"),
+        ("5,6,7", "user 5,6,7 has no items after blanks or tabs; in a table, give"),
+        ("5 6\r7 8", "a carriage return or form feed inside the line"),
+        ("5 6\v7 8", "a carriage return or form feed inside the line"),
+        ("\ufeff5 6", "a byte order mark"),
         (b"5 \xff", "not UTF-8"),
         (b"\xff 5", "not UTF-8"),
         ("x" * 10**6, "has no items"),

@@ -55,7 +55,7 @@ def test_the_file_in_a_zip_tells_its_format(file, as_lists, fails):
     log = read(file("ml-1.5.csv.zip", zipped(CSV, "-")))
     assert as_lists(log) == EXPECTED and log.name == "ml-1.5"
     path = file("ml.zip", zipped(CSV, "a.csv", "b.csv"))
-    fails(lambda: read(path), "ml.zip: ", "2 files, a.csv, b.csv: unpack it")
+    fails(lambda: read(path), "ml.zip: ", "2 files (a.csv, b.csv): unpack it")
     path = file("ml.zip", zipped(CSV, "log.exe"))
     fails(lambda: read(path), "ml.zip: ", "'.exe' belongs to no format", "--format")
 

@@ -221,6 +221,28 @@ def test_a_frame_is_named_by_its_type(fails):
     assert read(pyarrow.table({"user": [1], "item": [2]})).name == "table"
     with pytest.raises(TypeError, match="__arrow_c_stream__.* not from dict"):
         read({"user": [1], "item": [2]})
+    frame = Frame(pyarrow.table({"user": [1], "item": [2]}))
+    fails(lambda: read(frame, format="csv"), "the Frame is a table already")
+    fails(lambda: read(frame, delimiter=","), "the Frame is a table already")
+
+
+@pytest.mark.parametrize("error", [OverflowError, TypeError, pyarrow.ArrowInvalid])
+def test_a_frame_that_arrow_does_not_take(fails, error):
+    class Mixed:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise error("'x' is no number\nin column user")
+
+    fails(lambda: read(Mixed()), "the Mixed: no table of Arrow", "'x' is no number")
+    column = pyarrow.chunked_array([[1, 2]])
+    fails(lambda: read(column), "Array: no table of Arrow")
+
+
+def test_the_index_of_a_frame_is_no_column(warnings_of):
+    table = {"user": [1], "item": [2], "__index_level_0__": [7]}
+    assert warnings_of(lambda: read(pyarrow.table(table))) == []
+    table["other"] = [7]
+    (said,) = warnings_of(lambda: read(pyarrow.table(table)))
+    assert "none of user, item, other is known" in said
 
 
 _READ_AND_MEASURE = """
@@ -283,6 +305,8 @@ def test_a_folder_of_parts(tmp_path, as_lists):
     (folder / "_SUCCESS").write_bytes(b"")
     (folder / ".part-0.parquet.crc").write_bytes(b"crc")
     (folder / "_metadata.parquet").write_bytes(b"x")
+    # A folder that is called as a file, as Spark does.
+    (folder / "empty.parquet").mkdir()
     log = read(folder)
     assert log.name == "log"
     assert as_lists(log) == {1: list(range(12)), 2: list(range(100, 112))}
@@ -313,7 +337,7 @@ def test_parts_of_other_types(tmp_path, as_lists, fails):
     fails(lambda: read(folder), "3.parquet: not a Parquet file")
 
 
-def test_dates_of_several_units(tmp_path, as_lists):
+def test_dates_of_several_units(tmp_path, as_lists, fails):
     folder = tmp_path / "log"
     for i, unit in enumerate(("ns", "ms", "us")):
         moments = array([MOMENTS[i]], pyarrow.timestamp(unit, "UTC"))
@@ -323,6 +347,8 @@ def test_dates_of_several_units(tmp_path, as_lists):
     for i, text in enumerate(("2020-01-02", "2020-01-01 10:00", "2020-01-01T01:00Z")):
         part(folder / f"{i}.parquet", [1], [i], [text])
     assert as_lists(read(folder)) == {1: [2, 1, 0]}
+    part(folder / "3.parquet", [1], [3], ["20"])
+    fails(lambda: read(folder), f"{folder}", "'20' is not an ISO date")
 
 
 # Damage
