@@ -113,6 +113,13 @@ def _process(*args, **options):
     )
 
 
+def test_a_value_that_is_too_long_is_not_printed(capsys):
+    for args in (["--optimizer", "x" * 5000], ["--epochs=" + "9" * 5000]):
+        assert main(["train", *args]) == 2
+        error = capsys.readouterr().err
+        assert "has 500" in error and len(error) < 300
+
+
 def test_the_package_is_the_command():
     done = _process("--version", capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -22,8 +22,9 @@ _COMMANDS = {
 }
 _RESUMABLE = ("compare", "train")
 
-# Of a message, in characters.
-_LONGEST = 2000
+# In characters.
+_LONGEST_MESSAGE = 2000
+_LONGEST_OPTION = 1000
 
 _OVERVIEW = """\
 usage: sevo-jax COMMAND [OPTIONS]
@@ -109,6 +110,13 @@ def _run(args: Sequence[str]) -> None:
         print(f"sevo-jax {__version__}")
     elif args[0] in _COMMANDS:
         name, *rest = args
+        for arg in rest:
+            # The parser of options would print it whole.
+            if len(arg) > _LONGEST_OPTION:
+                raise ValueError(
+                    f"{arg!r:.80}... has {len(arg)} characters: an option has "
+                    f"{_LONGEST_OPTION} at most"
+                )
         if any(arg.startswith("--plugin") for arg in rest):
             from sevo_jax.cli._plugin import load_plugin
 
@@ -157,8 +165,8 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    line = " ".join(message[:_LONGEST].split())
-    if len(message) > _LONGEST:
+    line = " ".join(message[:_LONGEST_MESSAGE].split())
+    if len(message) > _LONGEST_MESSAGE:
         line += " ..."
     print(f"sevo-jax: error: {line}", file=sys.stderr)
     return status

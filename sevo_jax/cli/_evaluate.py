@@ -83,6 +83,8 @@ def evaluate(args: Sequence[str]) -> None:
         for part in ("valid", "test")
     }
     protocol = evaluation.describe(split, config, eval_every=saved.recipe.eval_every)
+    if config.seen != saved.recipe.evaluation.seen:
+        protocol += f"; the epoch was chosen with --seen {saved.recipe.evaluation.seen}"
     protocol += other
     entry = {
         "model": saved.recipe.model,

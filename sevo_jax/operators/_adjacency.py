@@ -384,6 +384,12 @@ def prepare(
     else:
         _check_spectral_radius(csr.astype(np.float64))
         weights = csr.data
+        least = weights.min(initial=1)
+        if least < jnp.finfo(jnp.result_type(float)).tiny:
+            raise ValueError(
+                f"the weight {least} is below the range of {jnp.result_type(float)}, "
+                "where it would be zero: leave it out, or pass normalize=True"
+            )
     columns = csr.indices
     if capacity is not None:
         _checks.require(

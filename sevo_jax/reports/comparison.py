@@ -27,6 +27,8 @@ RUN_KEYS = (
     "valid",
     "test",
     "seconds_per_epoch",
+    "versions",
+    "machine",
 )
 
 Run = Mapping[str, Any]
@@ -155,6 +157,7 @@ def format_table(runs: Sequence[Run]) -> str:
             f"protocol: {first['protocol']}",
             "",
             *_align(rows),
+            *_overheads(groups),
         ]
     )
 
@@ -202,6 +205,19 @@ def _plain_row(
         cells.append(_spread_text(Spread.of([run[key] for run in group]), pattern))
         cells += ["", ""] if index else []
     return cells
+
+
+def _overheads(groups: dict[str, list[Run]]) -> list[str]:
+    """What each optimizer costs beside the first."""
+    (first, baseline), *others = (
+        (name, Spread.of([run["seconds_per_epoch"] for run in group]).mean)
+        for name, group in groups.items()
+    )
+    return [
+        f"an epoch of {name} takes {seconds / baseline:.2f} times that of {first}"
+        for name, seconds in others
+        if baseline > 0
+    ]
 
 
 def _spread_text(spread: Spread, pattern: str) -> str:

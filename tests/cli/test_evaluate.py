@@ -115,6 +115,13 @@ def test_a_run_that_was_trained_on_everything_is_not_measured(
         load(output).check(split)
 
 
+def test_the_protocol_says_how_the_epoch_was_chosen(run, capsys):
+    for seen, said in (("mask", False), ("keep", True)):
+        assert main(["evaluate", str(run), "--seen", seen]) == 0
+        words = "the epoch was chosen with --seen mask"
+        assert (words in capsys.readouterr().out) == said
+
+
 def test_a_model_with_a_table_of_users_is_measured_on_those_it_knows(
     run_of_users, log, path, tmp_path, capsys
 ):

@@ -404,6 +404,16 @@ def test_weights_that_leave_double_precision_are_refused(weight):
         prepare(scipy.sparse.csr_array(PAIR / 3 * weight))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_that_float32_cannot_hold_are_refused(dtype):
+    for weight in (1e-40, 1e-50)[: 1 if dtype == np.float32 else 2]:
+        matrix = scipy.sparse.csr_array((PAIR / PAIR.max() * weight).astype(dtype))
+        with pytest.raises(ValueError, match="is below the range of float32"):
+            prepare(matrix, normalize=False)
+    least = scipy.sparse.csr_array(PAIR / PAIR.max() * 2e-38)
+    np.testing.assert_allclose(entries(prepare(least, normalize=False)).max(), 2e-38)
+
+
 @pytest.mark.parametrize("weight", [1e-149, 1e-45, 1e-40, 1e38, 1e149])
 def test_only_ratios_of_weights_matter(weight, random_graph):
     dense = np.where(random_graph(0, 9) > 0, 1.0, 0.0)
