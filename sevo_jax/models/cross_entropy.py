@@ -28,11 +28,11 @@ def cross_entropy(
     that stand behind all others cost next to nothing.
 
     Args:
-      features: What to classify.
-      table: A row for each class.
-      bias: A number for each class.
-      labels: The true classes, in `0..n-1`.
-      weights: Of each row in the sum, no parameters: they get no gradient.
+      features: what to classify.
+      table: a row for each class.
+      bias: a number for each class.
+      labels: the true classes, in `0..n-1`.
+      weights: of each row in the sum, no parameters: they get no gradient.
 
     Examples:
       >>> table = jnp.eye(2)

@@ -27,11 +27,11 @@ class GRU4RecConfig:
     """Hyper-parameters of `GRU4Rec`.
 
     Attributes:
-      max_len: Longest input, the most recent items of a user.
-      width: Size of the item embeddings.
-      hidden_width: Size of the recurrent state.
-      dropout: Rate in [0, 1) on the entries of the input embeddings.
-      sampling: How training draws prefixes, all of a user together ("sequence") or
+      max_len: longest input, the most recent items of a user.
+      width: size of the item embeddings.
+      hidden_width: size of the recurrent state.
+      dropout: rate in [0, 1) on the entries of the input embeddings.
+      sampling: how training draws prefixes, all of a user together ("sequence") or
         each by itself ("prefix").
     """
 
@@ -64,9 +64,9 @@ class GRU4Rec(SequenceModel):
     somewhere between its last `max_len // 2 + 1` and its last `max_len`.
 
     Args:
-      num_items: How many items there are.
+      num_items: how many items there are.
       config: Hyper-parameters.
-      rngs: Source of the initial values (stream `params`).
+      rngs: source of the initial values (stream `params`).
 
     Examples:
       >>> import jax
@@ -107,9 +107,9 @@ class GRU4Rec(SequenceModel):
         """Returns the mean over all targets of `softplus(<f, E_negative - E_target>)`.
 
         Args:
-          batch: One step, `inputs` and `starts` `[rows, cells]`, the rest
+          batch: one step, `inputs` and `starts` `[rows, cells]`, the rest
             `[targets]`.
-          rng: Key of the step's dropout; None trains without dropout.
+          rng: key of the step's dropout; None trains without dropout.
         """
         rows, cells = batch.inputs.shape
         inputs, targets, negatives = layers.look_up(
@@ -132,7 +132,7 @@ class GRU4Rec(SequenceModel):
         """Returns the features of left-padded frames, without dropout.
 
         Args:
-          inputs: Rows of the item table, 0 for the pads (see `inputs`). At the pads
+          inputs: rows of the item table, 0 for the pads (see `inputs`). At the pads
             the state is 0, so their number makes no difference.
         """
         return self.project_out(self._frame_states(inputs).swapaxes(0, 1))
@@ -148,8 +148,8 @@ class GRU4Rec(SequenceModel):
         """Returns the epochs of `train`, by number; a step of one is a loss's batch.
 
         Args:
-          train: Train items of each user.
-          batch_size: Prefixes of a step.
+          train: train items of each user.
+          batch_size: prefixes of a step.
           seed: Non-negative.
         """
         return PrefixEpochs(
@@ -188,8 +188,8 @@ def recur(
 
     Args:
       projected: `gates` is `3 * width`.
-      starts: Where the state before is zero, as it is before the first cell.
-      kernel: Of the state.
+      starts: where the state before is zero, as it is before the first cell.
+      kernel: of the state.
 
     Returns:
       The state after each cell.

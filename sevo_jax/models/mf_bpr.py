@@ -29,7 +29,7 @@ class MFBPRConfig:
     """Hyper-parameters of `MFBPR`.
 
     Attributes:
-      width: Size of the user and item embeddings.
+      width: size of the user and item embeddings.
     """
 
     width: int = 64
@@ -47,10 +47,10 @@ class MFBPR(UserModel):
     only those of the training data can be served.
 
     Args:
-      num_users: How many users there are.
-      num_items: How many items there are.
+      num_users: how many users there are.
+      num_items: how many items there are.
       config: Hyper-parameters.
-      rngs: Source of the initial values (stream `params`).
+      rngs: source of the initial values (stream `params`).
 
     Examples:
       >>> import numpy as np
@@ -108,7 +108,7 @@ class MFBPR(UserModel):
         """Returns BPR's loss, the mean of `softplus(s_negative - s_positive)`.
 
         Args:
-          batch: One step, fields `[batch_size]`.
+          batch: one step, fields `[batch_size]`.
           rng: Ignored: nothing is dropped.
         """
         del rng

@@ -33,11 +33,11 @@ class SASRecConfig:
     """Hyper-parameters of `SASRec`.
 
     Attributes:
-      max_len: Longest input, the most recent items of a user.
-      width: Size of the item embeddings and of every layer.
-      num_heads: Attention heads, a divisor of `width`.
-      num_blocks: Blocks of attention and feed-forward.
-      dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
+      max_len: longest input, the most recent items of a user.
+      width: size of the item embeddings and of every layer.
+      num_heads: attention heads, a divisor of `width`.
+      num_blocks: blocks of attention and feed-forward.
+      dropout: rate in [0, 1) on embeddings, attention weights and feed-forward.
     """
 
     max_len: int = 50
@@ -57,9 +57,9 @@ class Layout(NamedTuple):
     """Where the cells of packed rows belong, for the blocks.
 
     Attributes:
-      valid: Whether a cell holds an item.
-      num_pads: Left pads of a cell's user.
-      visibility: What is added to the score of a query (second last axis) and a key
+      valid: whether a cell holds an item.
+      num_pads: left pads of a cell's user.
+      visibility: what is added to the score of a query (second last axis) and a key
         (last axis): 0 for the query's own cell and the earlier ones of its
         segment, `-inf` for the rest.
     """
@@ -183,9 +183,9 @@ class SASRec(SequenceModel):
     row 0 stands for padding and never gets a gradient.
 
     Args:
-      num_items: How many items there are.
+      num_items: how many items there are.
       config: Hyper-parameters.
-      rngs: Source of the initial values (stream `params`).
+      rngs: source of the initial values (stream `params`).
 
     Examples:
       >>> import numpy as np
@@ -226,8 +226,8 @@ class SASRec(SequenceModel):
         `softplus(-<f, E_target>)` and of `softplus(<f, E_negative>)`.
 
         Args:
-          batch: One step, fields `[rows, cells]`.
-          rng: Key of the step's dropout; None trains without dropout.
+          batch: one step, fields `[rows, cells]`.
+          rng: key of the step's dropout; None trains without dropout.
         """
         inputs, targets, negatives = layers.look_up(
             self.item_embedding[...], batch.inputs, batch.targets, batch.negatives
@@ -246,7 +246,7 @@ class SASRec(SequenceModel):
         """Returns the features of left-padded frames, without dropout.
 
         Args:
-          inputs: Rows of the item table, 0 for the pads (see `inputs`). A frame
+          inputs: rows of the item table, 0 for the pads (see `inputs`). A frame
             narrower than `max_len` stands for one with that many more pads.
         """
         # A padded frame is a packed row of one segment.
@@ -295,10 +295,10 @@ def sample_binomial(
     to the 2**-23 grid of the uniform numbers, and far cheaper than rejection.
 
     Args:
-      num_trials: In `0..max_trials`.
-      probability: Of success, in (0, 1].
-      max_trials: Most trials.
-      key: Source of the draw.
+      num_trials: in `0..max_trials`.
+      probability: of success, in (0, 1].
+      max_trials: most trials.
+      key: source of the draw.
     """
     trials = np.arange(max_trials + 1)
     successes = np.minimum(trials, trials[:, None])

@@ -33,16 +33,16 @@ class STOSAConfig:
     """Hyper-parameters of `STOSA`.
 
     Attributes:
-      max_len: Longest input, the most recent items of a user.
-      width: Size of the means, of the covariances, and of the layers of either.
-      num_heads: Attention heads, a divisor of `width`.
-      num_blocks: Blocks of attention and feed-forward.
-      hidden_dropout: Rate in [0, 1) on embeddings and on what the attention and the
+      max_len: longest input, the most recent items of a user.
+      width: size of the means, of the covariances, and of the layers of either.
+      num_heads: attention heads, a divisor of `width`.
+      num_blocks: blocks of attention and feed-forward.
+      hidden_dropout: rate in [0, 1) on embeddings and on what the attention and the
         feed-forward give out.
-      attention_dropout: Rate in [0, 1) on attention weights.
+      attention_dropout: rate in [0, 1) on attention weights.
       pvn_weight: Weight, at least 0, of the part of the loss that wants the next
         item nearer to the user than to the negative item.
-      propagate_mean: Whether the means too pass through the blocks, as published.
+      propagate_mean: whether the means too pass through the blocks, as published.
         Otherwise only the covariances do, as in the published code.
     """
 
@@ -189,9 +189,9 @@ class STOSA(SequenceModel):
     default those that would propagate the mean get gradient zero.
 
     Args:
-      num_items: How many items there are.
+      num_items: how many items there are.
       config: Hyper-parameters.
-      rngs: Source of the initial values (stream `params`).
+      rngs: source of the initial values (stream `params`).
 
     Examples:
       >>> import numpy as np
@@ -238,8 +238,8 @@ class STOSA(SequenceModel):
         where `d` is the squared Wasserstein distance.
 
         Args:
-          batch: One step, fields `[rows, cells]`.
-          rng: Key of the step's dropout; None trains without dropout.
+          batch: one step, fields `[rows, cells]`.
+          rng: key of the step's dropout; None trains without dropout.
         """
         users = self._features(batch.inputs, batch.segments, batch.positions, rng)
         targets, negatives = self._items(jnp.stack([batch.targets, batch.negatives]))
@@ -258,7 +258,7 @@ class STOSA(SequenceModel):
         Without dropout. What a pad gets has no meaning.
 
         Args:
-          inputs: Rows of the item tables, 0 for the pads (see `inputs`). A frame
+          inputs: rows of the item tables, 0 for the pads (see `inputs`). A frame
             narrower than `max_len` stands for one with that many more pads.
         """
         # A padded frame is a packed row of one segment.

@@ -65,13 +65,13 @@ class MaskedEpochs:
     draw needs more (about one epoch in hundreds), as nothing is ever left out.
 
     Args:
-      train: Train items of each user, from 0. Users without any are left out.
-      max_len: Width of a row, and the longest input of a user.
-      batch_size: Users of a step.
-      mask_prob: In (0, 1].
+      train: train items of each user, from 0. Users without any are left out.
+      max_len: width of a row, and the longest input of a user.
+      batch_size: users of a step.
+      mask_prob: in (0, 1].
       seed: Non-negative.
-      sampling: How the users of an epoch are drawn.
-      item_offset: Row of the table where item 0 stands, behind the mask's.
+      sampling: how the users of an epoch are drawn.
+      item_offset: row of the table where item 0 stands, behind the mask's.
 
     Raises:
       ValueError: If a number is out of range or no user has an item.
@@ -138,7 +138,7 @@ class MaskedEpochs:
         """Returns the epoch: arrays `[num_steps, rows, max_len]` and `[num_steps, m]`.
 
         Args:
-          epoch: From 0.
+          epoch: from 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         users, steps = self._draw(rng)

@@ -25,13 +25,13 @@ class PackedBatch(NamedTuple):
     cell is 0 in every field.
 
     Attributes:
-      inputs: Row of the item table (`item + item_offset`).
-      targets: The item that follows, as a row of the table.
-      negatives: An item the user has not in train, as a row of the table.
+      inputs: row of the item table (`item + item_offset`).
+      targets: the item that follows, as a row of the table.
+      negatives: an item the user has not in train, as a row of the table.
       segments: Positive, the same for all cells of one user and different for two
         users of the same row; 0 marks an empty cell.
-      positions: Place in the left-padded frame of the user, `0..max_len-1`.
-      num_pads: How many left pads the frame of the cell's user has.
+      positions: place in the left-padded frame of the user, `0..max_len-1`.
+      num_pads: how many left pads the frame of the cell's user has.
     """
 
     inputs: np.ndarray
@@ -56,13 +56,13 @@ class PackedEpochs:
     in hundreds), as no user is ever left out.
 
     Args:
-      train: Train items of each user, `0..num_items-1`. Users with fewer than two
+      train: train items of each user, `0..num_items-1`. Users with fewer than two
         have no target and are left out.
-      num_items: How many items there are.
-      max_len: Width of a row, and the longest input of a user.
-      batch_size: Users of a step.
+      num_items: how many items there are.
+      max_len: width of a row, and the longest input of a user.
+      batch_size: users of a step.
       seed: Non-negative.
-      item_offset: Row of the table where item 0 stands.
+      item_offset: row of the table where item 0 stands.
 
     Raises:
       ValueError: If a number is out of range or no user has two train items.
@@ -124,7 +124,7 @@ class PackedEpochs:
         """Returns the epoch: arrays `[num_steps, rows, max_len]`, `rows >= num_rows`.
 
         Args:
-          epoch: From 0.
+          epoch: from 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.num_samples)
@@ -148,9 +148,9 @@ class PackedRows:
 
     Args:
       lengths: `[n]`, cells of each sample, each in `1..width`.
-      steps: The samples of each step; together `0..n-1`, each once.
-      width: Cells of a row.
-      least_rows: Rows of a step, unless one needs more; then all steps have as many
+      steps: the samples of each step; together `0..n-1`, each once.
+      width: cells of a row.
+      least_rows: rows of a step, unless one needs more; then all steps have as many
         as that one, rounded up to a multiple of 8.
 
     Attributes:
@@ -201,7 +201,7 @@ def pack(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, int]:
 
     Args:
       lengths: `[n]`, each in `1..width`.
-      width: Cells of a row.
+      width: cells of a row.
 
     Returns:
       `(row [n], first column [n], number of rows)`.
@@ -244,8 +244,8 @@ def left_pad(sequences: Sequences, max_len: int, item_offset: int = 1) -> np.nda
 
     Args:
       sequences: Items, `0..num_items-1`.
-      max_len: Width of the frame.
-      item_offset: Added to each item; 0 stands for the pads before them.
+      max_len: width of the frame.
+      item_offset: added to each item; 0 stands for the pads before them.
 
     Returns:
       int32 `[num_rows, max_len]`.

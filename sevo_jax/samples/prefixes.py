@@ -67,14 +67,14 @@ class PrefixEpochs:
     alone.
 
     Args:
-      train: Train items of each user, `0..num_items-1`. Users with fewer than two
+      train: train items of each user, `0..num_items-1`. Users with fewer than two
         have no target and are left out.
-      num_items: How many items there are.
-      max_len: Width of a row, and the most items that a prediction reads.
-      batch_size: Targets of a step; of `"sequence"` at least those of each run.
+      num_items: how many items there are.
+      max_len: width of a row, and the most items that a prediction reads.
+      batch_size: targets of a step; of `"sequence"` at least those of each run.
       seed: Non-negative.
-      sampling: How the prefixes are drawn.
-      item_offset: Row of the table where item 0 stands.
+      sampling: how the prefixes are drawn.
+      item_offset: row of the table where item 0 stands.
 
     Raises:
       ValueError: If an argument is out of range or no user has two train items.
@@ -141,7 +141,7 @@ class PrefixEpochs:
         """Returns the epoch: arrays `[num_steps, ...]`, at least `num_rows` rows.
 
         Args:
-          epoch: From 0.
+          epoch: from 0.
         """
         rng = np.random.default_rng([self.seed, epoch])
         drawn, steps = self._runs.draw(rng, self.batch_size)
