@@ -199,7 +199,7 @@ def test_the_default_of_a_switch_is_that_of_its_first_name(capsys, command):
 
 def test_help_shows_the_values_of_the_recipe(capsys):
     text = _help(capsys, "train", "--recipe", "sasrec-ml-1m")
-    assert "--batch-size INT Samples of a step: users, for GRU4Rec prefixes" in text
+    assert "--batch-size INT Samples of a step: users, prefixes or triplets" in text
     assert "(default: 128)" in text and "(default: 200)" in text
     assert "beta" in text and "(default: 0.99)" in text
     assert "(default: sasrec-ml-1m)" in text

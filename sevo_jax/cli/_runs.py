@@ -61,7 +61,9 @@ class RecipeOptions:
     epochs: Annotated[int, option("Passes over the training sequences.")]
     batch_size: Annotated[
         int,
-        option("Samples of a step: users, for GRU4Rec prefixes, for MF-BPR triplets."),
+        option(
+            "Samples of a step: users, prefixes or triplets, as the model draws them."
+        ),
     ]
     eval_every: Annotated[int, option("Epochs from one validation to the next.")]
     mesh: Annotated[

@@ -13,10 +13,12 @@ from sevo_jax.models.recommender import (
 )
 from sevo_jax.models.registry import MODELS, register
 from sevo_jax.models.sasrec import SASRec, SASRecConfig
+from sevo_jax.models.sr_gnn import SRGNN, SRGNNConfig
 from sevo_jax.models.stosa import STOSA, STOSAConfig
 
 __all__ = [
     "MODELS",
+    "SRGNN",
     "STOSA",
     "BERT4Rec",
     "BERT4RecConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "Recommender",
     "SASRec",
     "SASRecConfig",
+    "SRGNNConfig",
     "STOSAConfig",
     "SequenceModel",
     "UserModel",

@@ -6,6 +6,7 @@ from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
 from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
 from sevo_jax.samples.runs import Runs
+from sevo_jax.samples.sessions import SessionBatch, SessionEpochs
 from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "PrefixBatch",
     "PrefixEpochs",
     "Runs",
+    "SessionBatch",
+    "SessionEpochs",
     "TripletBatch",
     "TripletEpochs",
     "ahead",

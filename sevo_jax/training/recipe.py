@@ -175,7 +175,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Metrics, the one of them that selects, and whether seen items are ranked."""
     batch_size: int = 512
-    """Samples of a step: users, for GRU4Rec prefixes, for MF-BPR triplets."""
+    """Samples of a step: users, prefixes or triplets, as the model draws them."""
     epochs: int = 200
     """Passes over the train sequences, at least 1."""
     eval_every: int = 5

@@ -59,6 +59,11 @@ _MAEREC = Recipe(
     batch_size=256,
     epochs=100,
 )
+# The paper's are unpublished: the batches and epochs of SR-GNN's authors, who let the
+# learning rate fall; not tuned.
+_SR_GNN = Recipe(
+    "sr-gnn", optimizer=OptimizerConfig("adamw"), batch_size=100, epochs=30
+)
 # Quick ones, for the built-in log.
 _SMALL: dict[str, Any] = dict(learning_rate=3e-3, max_len=20)
 
@@ -120,6 +125,11 @@ RECIPES: dict[str, Recipe] = {
     "maerec-synthetic": _vary(
         _MAEREC, **_SMALL, batch_size=128, epochs=30, num_edges=256
     ),
+    "sr-gnn-beauty": _SR_GNN,
+    "sr-gnn-toys": _SR_GNN,
+    "sr-gnn-tools": _SR_GNN,
+    "sr-gnn-ml-1m": _SR_GNN,
+    "sr-gnn-synthetic": _vary(_SR_GNN, **_SMALL),
     "mf-bpr-adamw-beauty": _vary(
         _MF_BPR, name="adamw", kind="user-item", weight_decay=0.5, learning_rate=5e-3
     ),
