@@ -2,6 +2,7 @@
 
 from sevo_jax.models.bert4rec import BERT4Rec, BERT4RecConfig
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig
+from sevo_jax.models.lessr import LESSR, LESSRConfig
 from sevo_jax.models.lightgcn import LightGCN, LightGCNConfig
 from sevo_jax.models.maerec import MAERec, MAERecConfig
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
@@ -17,6 +18,7 @@ from sevo_jax.models.sr_gnn import SRGNN, SRGNNConfig
 from sevo_jax.models.stosa import STOSA, STOSAConfig
 
 __all__ = [
+    "LESSR",
     "MODELS",
     "SRGNN",
     "STOSA",
@@ -25,6 +27,7 @@ __all__ = [
     "GRU4Rec",
     "GRU4RecConfig",
     "GraphVariable",
+    "LESSRConfig",
     "LightGCN",
     "LightGCNConfig",
     "MAERec",

@@ -109,6 +109,13 @@ class Recommender(nnx.Module):
           rng: key of the step; None for a loss without dropout.
         """
 
+    def before_step(self) -> None:
+        """Changes parameters ahead of a step, outside its gradient; here none.
+
+        `loss` and the optimizer go on from what it leaves. Carried variables may be
+        changed too.
+        """
+
     @abc.abstractmethod
     def inputs(self, sequences: Sequences, users: np.ndarray | None = None) -> Any:
         """Returns what `score` takes, made on the host: an array `[b, ...]`.
@@ -175,11 +182,14 @@ class SequenceModel(Recommender):
           ValueError: if an item is out of range.
         """
         del users
+        return self._frames(sequences, self.item_offset)
+
+    def _frames(self, sequences: Sequences, item_offset: int) -> np.ndarray:
         check_items(sequences, self.num_items)
         cells = 8
         while cells < sequences.lengths.max(initial=0):
             cells *= 2
-        return left_pad(sequences, min(cells, self.config.max_len), self.item_offset)
+        return left_pad(sequences, min(cells, self.config.max_len), item_offset)
 
     def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> Epochs:
         """Returns the epochs of next-item training (`PackedEpochs`).

@@ -86,20 +86,27 @@ def _train_epoch(
         batch, index = batch
         rng = step_key(seed, epoch, index)
 
-        def loss_of(params: nnx.State):
+        def model_at(params: nnx.State, carried: nnx.State) -> Any:
             # Made anew: NNX lets no variable from outside a trace be changed in it.
-            carried = jax.tree.map(lambda leaf: leaf, state.carried)
-            model: Any = nnx.merge(program.graphdef, params, graphs.model, carried)
+            params, carried = jax.tree.map(lambda leaf: leaf, (params, carried))
+            return nnx.merge(program.graphdef, params, graphs.model, carried)
+
+        model = model_at(state.params, state.carried)
+        model.before_step()
+        _, params, _, before = split_model(model)
+
+        def loss_of(params: nnx.State):
+            model = model_at(params, before)
             loss, parts = with_parts(model.loss(batch, rng=rng))
             return loss, (parts, split_model(model)[3])
 
         (loss, (parts, carried)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
+            params
         )
         updates, opt_state = program.update(
-            gradients, state.opt_state, state.params, graphs=graphs.smoothing
+            gradients, state.opt_state, params, graphs=graphs.smoothing
         )
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(params, updates)
         return TrainState(params, carried, opt_state), {"loss": loss, **parts}
 
     num_steps = jax.tree.leaves(batches)[0].shape[0]

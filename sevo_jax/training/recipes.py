@@ -44,7 +44,7 @@ _BERT4REC = Recipe(
     "bert4rec", optimizer=OptimizerConfig(b2=0.95), batch_size=256, epochs=500
 )
 _STOSA = _vary(Recipe("stosa"), max_len=100, batch_size=256, epochs=500)
-# The paper's are unpublished: RecBoard's, by an author of it.
+# The paper's of these are unpublished: RecBoard's, by an author of it.
 _LIGHTGCN = Recipe(
     "lightgcn",
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
@@ -63,6 +63,13 @@ _MAEREC = Recipe(
 # learning rate fall; not tuned.
 _SR_GNN = Recipe(
     "sr-gnn", optimizer=OptimizerConfig("adamw"), batch_size=100, epochs=30
+)
+# RecBoard's for Beauty.
+_LESSR = Recipe(
+    "lessr",
+    optimizer=OptimizerConfig("adamw", weight_decay=1e-6),
+    batch_size=512,
+    epochs=100,
 )
 # Quick ones, for the built-in log.
 _SMALL: dict[str, Any] = dict(learning_rate=3e-3, max_len=20)
@@ -130,6 +137,11 @@ RECIPES: dict[str, Recipe] = {
     "sr-gnn-tools": _SR_GNN,
     "sr-gnn-ml-1m": _SR_GNN,
     "sr-gnn-synthetic": _vary(_SR_GNN, **_SMALL),
+    "lessr-beauty": _vary(_LESSR, dropout=0.7),
+    "lessr-toys": _vary(_LESSR, dropout=0.7),
+    "lessr-tools": _vary(_LESSR, dropout=0.7),
+    "lessr-ml-1m": _vary(_LESSR, dropout=0.2),
+    "lessr-synthetic": _vary(_LESSR, **_SMALL, batch_size=256, epochs=30),
     "mf-bpr-adamw-beauty": _vary(
         _MF_BPR, name="adamw", kind="user-item", weight_decay=0.5, learning_rate=5e-3
     ),

@@ -7,6 +7,7 @@ import optax
 from flax import nnx
 
 import sevo_jax as sevo
+from sevo_jax.models import Recommender
 from sevo_jax.training.epoch import (
     Graphs,
     Program,
@@ -17,7 +18,13 @@ from sevo_jax.training.epoch import (
 )
 
 
-class Regression(nnx.Module):
+class Model(nnx.Module):
+    """Does nothing ahead of a step, as most recommenders."""
+
+    before_step = Recommender.before_step
+
+
+class Regression(Model):
     """Fits rows of a table to targets; the key adds noise to the targets."""
 
     def __init__(self):
@@ -29,7 +36,19 @@ class Regression(nnx.Module):
         return jnp.mean(jnp.square(self.table[...][rows] - targets - noise))
 
 
-class Noise(nnx.Module):
+class Bounded(Regression):
+    """Keeps its table in bounds, and counts how often."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = nnx.BatchStat(jnp.zeros([], jnp.int32))
+
+    def before_step(self):
+        self.count[...] += 1
+        self.table[...] = jnp.clip(self.table[...], -0.3, 0.3)
+
+
+class Noise(Model):
     """Its loss is the random number of the step."""
 
     def __init__(self):
@@ -89,6 +108,25 @@ def test_an_epoch_is_its_steps_one_after_the_other():
     np.testing.assert_allclose(
         state.params["table"][...], params["table"][...], rtol=1e-5, atol=1e-6
     )
+
+
+def test_what_changes_ahead_of_a_step_is_outside_its_gradient():
+    optimizer = optax.with_extra_args_support(optax.sgd(0.5))
+    program, state = start(Bounded(), optimizer)
+    rows, targets = batches(num_steps=3)
+    table = np.asarray(state.params["table"][...])
+    assert np.abs(table).max() > 0.3
+    for step in range(3):
+        bounded = np.clip(table, -0.3, 0.3)
+        noise = 0.1 * jax.random.normal(step_key(7, 2, step), (5, 3))
+        slope = 2 / 15 * (bounded[rows[step]] - targets[step] - noise)
+        table = bounded.copy()
+        np.subtract.at(table, rows[step], 0.5 * slope)
+    state, _ = train_epoch(
+        program, state, (rows, targets), over({}), np.uint32(7), np.int32(2)
+    )
+    np.testing.assert_allclose(state.params["table"][...], table, rtol=1e-5, atol=1e-6)
+    assert state.carried["count"][...] == 3
 
 
 def test_randomness_depends_on_seed_epoch_and_step_alone():
