@@ -13,12 +13,117 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from sevo_jax.models.recommender import GraphVariable
 from sevo_jax.operators import CSROperator
 
 # Share of entries, and of nodes, that the next hop keeps.
 _KEPT = 0.5
+# What a mask counts that did not make the loss fall faster.
+_LOW_REWARD = 0.2
+
+
+class Carried(nnx.Variable):
+    """What training changes, but no optimizer."""
+
+
+class AdaptiveMask(nnx.Module):
+    """A mask that is renewed every few steps, and what judges the next one.
+
+    Args:
+      graph: of which the entries are masked; at first none is.
+      steps: how many share a mask.
+      num_seeds: see `draw`.
+      depth: see `draw`.
+      from_ends: see `spread`.
+
+    Attributes:
+      graph: the whole one.
+      mirror: where the mirror image of each of its entries stands.
+      weights: of the graph that is left, normalised; 0 where it is masked.
+      num_steps: those so far.
+      first_loss: of the step in which the mask was new.
+      last_loss: of the last step.
+    """
+
+    def __init__(
+        self,
+        graph: CSROperator,
+        *,
+        steps: int,
+        num_seeds: int,
+        depth: int,
+        from_ends: bool,
+    ):
+        self.steps = steps
+        self.num_seeds = num_seeds
+        self.depth = depth
+        self.from_ends = from_ends
+        self.graph = GraphVariable(graph)
+        self.mirror = GraphVariable(jnp.argsort(graph.columns, stable=True))
+        self.weights = Carried(jnp.copy(graph.weights))
+        self.num_steps = Carried(jnp.zeros([], jnp.int32))
+        self.first_loss, self.last_loss = (
+            Carried(jnp.zeros([], graph.weights.dtype)) for _ in range(2)
+        )
+
+    def masked_graph(self) -> CSROperator:
+        """Returns what is left of the graph, normalised anew."""
+        return dataclasses.replace(self.graph.get_value(), weights=self.weights[...])
+
+    def renew(self, table: Float[Array, "n d"], key: jax.Array) -> Float[Array, ""]:
+        """Begins a step: renews the mask if it is due.
+
+        Args:
+          table: a row a node.
+          key: of all draws.
+
+        Returns:
+          The mean relatedness of nodes and their surroundings; 0 if it is not due.
+        """
+        graph, weights = self.graph.get_value(), self.weights[...]
+
+        def renewed():
+            left, related = draw(
+                graph,
+                self.mirror.get_value(),
+                table,
+                num_seeds=self.num_seeds,
+                depth=self.depth,
+                from_ends=self.from_ends,
+                key=key,
+            )
+            return normalized(graph, left, weights.dtype), jnp.mean(related)
+
+        def kept():
+            return weights, jnp.zeros([], table.dtype)
+
+        due = self.num_steps[...] % self.steps == 0
+        self.weights[...], mean = jax.lax.cond(due, renewed, kept)
+        return mean
+
+    def reward(self, loss: Float[Array, ""]) -> Float[Array, ""]:
+        """Ends a step and records its loss.
+
+        Returns:
+          What a new mask counts: 1 if the loss fell more in this step than in the mean
+          of those before it with the old mask or these are none, and else 0.2.
+        """
+        loss = jax.lax.stop_gradient(loss)
+        number, first, last = (
+            variable[...]
+            for variable in (self.num_steps, self.first_loss, self.last_loss)
+        )
+        # Steps since the last mask was new, that one included.
+        recorded = jnp.where(number > 0, (number - 1) % self.steps + 1, 0)
+        mean_fall = (first - last) / jnp.maximum(recorded - 1, 1)
+        good = (recorded < 2) | (last - loss > mean_fall)
+        self.first_loss[...] = jnp.where(number % self.steps == 0, loss, first)
+        self.last_loss[...] = loss
+        self.num_steps[...] = number + 1
+        return jnp.where(good, 1, _LOW_REWARD)
 
 
 def draw(

@@ -11,7 +11,6 @@ numbers come from that code, which is therefore the default; see `MAERecConfig`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,9 @@ from jaxtyping import Array, Float, Int
 from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.graphs.kinds import GraphConfig
-from sevo_jax.models import edge_masks, layers
-from sevo_jax.models.recommender import GraphVariable, SequenceModel, Sizes
+from sevo_jax.models import layers
+from sevo_jax.models.edge_masks import AdaptiveMask
+from sevo_jax.models.recommender import SequenceModel, Sizes
 from sevo_jax.models.reconstruction import Decoder, draw_nodes, reconstruction_loss
 from sevo_jax.models.registry import register
 from sevo_jax.operators import CSROperator
@@ -34,8 +34,6 @@ from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs
 
 _GRAPH = "items"
-# What a mask counts that did not make the loss fall faster.
-_LOW_REWARD = 0.2
 
 
 @dataclass(frozen=True)
@@ -238,10 +236,6 @@ class Transformer(SequenceModel):
         return total.reshape(embedded.shape)
 
 
-class Carried(nnx.Variable):
-    """What training changes, but no optimizer."""
-
-
 @register("maerec")
 class MAERec(Transformer):
     r"""Self-attention over items that are propagated over a graph of themselves.
@@ -259,9 +253,6 @@ class MAERec(Transformer):
     its edges from pairs that are none. To rank, `for_ranking` has the table :math:`Z`
     of the whole graph.
 
-    Carried variables are the weights of the normalised graph, 0 where it is masked, the
-    number of steps, and the two losses that the reward of the next mask compares.
-
     Args:
       num_items: how many items there are.
       config: hyper-parameters.
@@ -270,6 +261,21 @@ class MAERec(Transformer):
 
     Raises:
       ValueError: if `num_items` is below 1 or the graph has other nodes.
+
+    Examples:
+      >>> import sevo_jax as sevo
+      >>> links = np.eye(10)
+      >>> links[1, 2] = links[2, 1] = 1
+      >>> config = MAERecConfig(max_len=4, width=8)
+      >>> model = MAERec(9, config, sevo.prepare(links), rngs=nnx.Rngs(0))
+      >>> train = Sequences.from_lists([[0, 1, 2], [3, 4]])
+      >>> epochs = model.epochs(train, batch_size=2, seed=0)
+      >>> step = PackedBatch(*(field[0] for field in epochs[0]))
+      >>> loss, parts = model.loss(step, rng=None)
+      >>> sorted(parts)
+      ['main', 'regularization']
+      >>> model.for_ranking().score(model.inputs(train)).shape
+      (2, 9)
     """
 
     def __init__(
@@ -287,13 +293,12 @@ class MAERec(Transformer):
                 f"{num_items + 1} rows: build it with item_offset=1"
             )
         self.decoder = Decoder(config.width, config.num_hops, rngs=rngs)
-        self.graph = GraphVariable(graph)
-        # Where the mirror image of each entry stands.
-        self.mirror = GraphVariable(jnp.argsort(graph.columns, stable=True))
-        self.weights = Carried(jnp.copy(graph.weights))
-        self.steps = Carried(jnp.zeros([], jnp.int32))
-        self.first_loss, self.last_loss = (
-            Carried(jnp.zeros([], graph.weights.dtype)) for _ in range(2)
+        self.mask = AdaptiveMask(
+            graph,
+            steps=config.mask_steps,
+            num_seeds=config.num_seeds,
+            depth=config.mask_depth,
+            from_ends=config.seeds_from_ends,
         )
 
     @classmethod
@@ -311,7 +316,7 @@ class MAERec(Transformer):
         model = nnx.eval_shape(
             lambda: Transformer(self.num_items, self.config, rngs=nnx.Rngs(0))
         )
-        hops = self._hops(self.graph.get_value().weights)
+        hops = self._hops(self.mask.graph.get_value())
         model.item_embedding = nnx.Param(sum(hops[1:], hops[0]))
         model.position_embedding = self.position_embedding
         model.input_norm, model.blocks = self.input_norm, self.blocks
@@ -342,64 +347,27 @@ class MAERec(Transformer):
         """
         config = self.config
         dropout_key, mask_key, edges_key = layers.split(rng, 3)
-        relatedness = None if mask_key is None else self._renew_mask(mask_key)
-        hops = self._hops(self.weights[...])
+        related = None
+        if mask_key is not None:
+            related = self.mask.renew(self.item_embedding[...], mask_key)
+        hops = self._hops(self.mask.masked_graph())
         table = sum(hops[1:], hops[0])
         main = self._next_item_loss(table, batch, dropout_key)
         leaves = jax.tree.leaves(nnx.state(self, nnx.Param))
         squares = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)
         parts = {"main": main, "regularization": config.regularization * squares}
-        if relatedness is not None:
-            parts["mask"] = -relatedness * self._reward(main)
+        if related is not None:
+            parts["mask"] = -related * self.mask.reward(main)
         if edges_key is not None and config.reconstruction_weight:
             reconstruction = self._reconstruction(hops, edges_key)
             parts["reconstruction"] = config.reconstruction_weight * reconstruction
         return sum(parts.values(), jnp.zeros([])), parts
 
-    def _hops(self, weights: Float[Array, " e"]) -> list[Float[Array, "n d"]]:
-        graph = dataclasses.replace(self.graph.get_value(), weights=weights)
+    def _hops(self, graph: CSROperator) -> list[Float[Array, "n d"]]:
         hops = [self.item_embedding[...]]
         for _ in range(self.config.num_hops):
             hops.append(graph @ hops[-1])
         return hops
-
-    def _renew_mask(self, key: jax.Array) -> Float[Array, ""]:
-        """Renews the mask if it is due; returns the mean relatedness, or else 0."""
-        config, graph = self.config, self.graph.get_value()
-        table, weights = self.item_embedding[...], self.weights[...]
-
-        def renew():
-            left, related = edge_masks.draw(
-                graph,
-                self.mirror.get_value(),
-                table,
-                num_seeds=config.num_seeds,
-                depth=config.mask_depth,
-                from_ends=config.seeds_from_ends,
-                key=key,
-            )
-            return edge_masks.normalized(graph, left, weights.dtype), jnp.mean(related)
-
-        def keep():
-            return weights, jnp.zeros([], table.dtype)
-
-        due = self.steps[...] % config.mask_steps == 0
-        self.weights[...], mean = jax.lax.cond(due, renew, keep)
-        return mean
-
-    def _reward(self, main: Float[Array, ""]) -> Float[Array, ""]:
-        """Ends a step: records its loss, returns what a new mask in it counts."""
-        main = jax.lax.stop_gradient(main)
-        steps, first, last = self.steps[...], self.first_loss[...], self.last_loss[...]
-        # Steps since the last mask was new, that one included.
-        recorded = jnp.where(steps > 0, (steps - 1) % self.config.mask_steps + 1, 0)
-        mean_fall = (first - last) / jnp.maximum(recorded - 1, 1)
-        good = (recorded < 2) | (last - main > mean_fall)
-        due = steps % self.config.mask_steps == 0
-        self.first_loss[...] = jnp.where(due, main, first)
-        self.last_loss[...] = main
-        self.steps[...] = steps + 1
-        return jnp.where(good, 1, _LOW_REWARD)
 
     def _reconstruction(
         self, hops: list[Float[Array, "n d"]], key: jax.Array
@@ -407,8 +375,8 @@ class MAERec(Transformer):
         """The loss of some of the masked edges, of all hops but the last."""
         config = self.config
         nodes = draw_nodes(
-            self.graph.get_value(),
-            self.weights[...] == 0,
+            self.mask.graph.get_value(),
+            self.mask.weights[...] == 0,
             config.num_edges,
             config.num_negatives,
             self.num_items if config.sample_last_item else self.num_items - 1,

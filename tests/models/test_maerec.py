@@ -25,7 +25,8 @@ import sevo_jax as sevo
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.evaluation import evaluate, recommend
 from sevo_jax.models import MODELS, edge_masks, reconstruction
-from sevo_jax.models.maerec import Carried, MAERec, MAERecConfig, Transformer
+from sevo_jax.models.edge_masks import Carried
+from sevo_jax.models.maerec import MAERec, MAERecConfig, Transformer
 from sevo_jax.samples.packing import PackedBatch, left_pad
 from sevo_jax.training import (
     RECIPES,
@@ -96,7 +97,7 @@ def run(model, params, batch, key):
             nnx.replace_by_pure_dict(state, params)
             fresh = nnx.merge(graphdef, state, rest, copy=True)
             loss, parts = fresh.loss(batch, rng=key)
-            return loss, (parts, nnx.to_pure_dict(nnx.state(fresh, Carried)))
+            return loss, (parts, nnx.to_pure_dict(nnx.state(fresh, Carried))["mask"])
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
 
@@ -176,7 +177,7 @@ def plain_phi(params, hops, u, v):
 
 def drawn_pairs(model, masked, key):
     """First and second nodes: of each edge drawn, then of its pairs without a link."""
-    graph, config = model.graph.get_value(), model.config
+    graph, config = model.mask.graph.get_value(), model.config
     edges_key, one_key, other_key = jax.random.split(key, 3)
     order = np.array(jax.random.uniform(edges_key, (graph.num_entries,)))
     order[~masked] = -1
@@ -207,7 +208,7 @@ def plain_reconstruction(params, config, hops, pairs):
 
 def literal_mask(model, links, table, key):
     """What a new mask leaves, and the noisy relatedness as a function of the table."""
-    graph, config = model.graph.get_value(), model.config
+    graph, config = model.mask.graph.get_value(), model.config
     drops_key, noise_key, spread_key = jax.random.split(key, 3)
     rows, columns = np.asarray(graph.rows), np.asarray(graph.columns)
 
@@ -251,7 +252,7 @@ def literal_draws(model, links, table, key):
     """What a step draws: `left` and `noisy` of `literal_mask`, and `drawn_pairs`."""
     _, mask_key, edges_key = jax.random.split(key, 3)
     left, noisy = literal_mask(model, links, table, mask_key)
-    graph = model.graph.get_value()
+    graph = model.mask.graph.get_value()
     masked = ~left[np.asarray(graph.rows), np.asarray(graph.columns)]
     return left, noisy, drawn_pairs(model, masked, edges_key)
 
@@ -312,7 +313,7 @@ def test_a_step_is_that_of_the_definition(dtype, tolerance, options):
     weights = normalised(left.astype(float))[links]
     np.testing.assert_allclose(carried["weights"], weights, rtol=1e-5)
     assert (carried["weights"] == 0).sum() == (links & ~left).sum()
-    assert carried["steps"] == 1
+    assert carried["num_steps"] == 1
     np.testing.assert_allclose(carried["first_loss"], parts["main"], rtol=1e-6)
 
 
@@ -324,8 +325,10 @@ def test_without_a_key_nothing_is_drawn_or_changed():
     hops = plain_hops(params["item_embedding"], normalised(links.astype(float)), 2)
     expected = plain_main(params, model.config, sum(hops), unpack(batch))
     np.testing.assert_allclose(parts["main"], expected, rtol=1e-5)
-    assert carried["steps"] == 0
-    np.testing.assert_array_equal(carried["weights"], model.graph.get_value().weights)
+    assert carried["num_steps"] == 0
+    np.testing.assert_array_equal(
+        carried["weights"], model.mask.graph.get_value().weights
+    )
 
 
 def test_reconstruction_of_weight_zero_is_left_out():
@@ -354,7 +357,7 @@ def test_a_mask_lasts_its_steps():
     weights, rewards = [], []
     for number in range(7):
         rest, reward = step(rest, jax.random.key(number))
-        weights.append(np.asarray(rest["weights"][...]))
+        weights.append(np.asarray(rest["mask"]["weights"][...]))
         rewards.append(float(reward))
     same = [np.array_equal(a, b) for a, b in itertools.pairwise(weights)]
     assert same == [True, True, False, True, True, False]
@@ -365,7 +368,7 @@ def test_a_mask_lasts_its_steps():
 def test_rewards_compare_falls_of_the_loss(mask_steps):
     model, _, _ = make(mask_steps=mask_steps)
     losses = np.random.default_rng(0).uniform(1, 2, 40).astype(np.float32)
-    rewards = [float(model._reward(jnp.asarray(loss))) for loss in losses]
+    rewards = [float(model.mask.reward(jnp.asarray(loss))) for loss in losses]
     record, seen = [], set()
     for step, loss in enumerate(losses):
         record.append(loss)
@@ -444,7 +447,7 @@ def test_what_ranks_holds_the_table_of_the_whole_graph():
     graphdef, state, rest = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state, rest)
-    model.weights[...] = jnp.zeros_like(model.weights[...])  # All is masked.
+    model.mask.weights[...] = jnp.zeros_like(model.mask.weights[...])  # All is masked.
     ranking = model.for_ranking()
     hops = plain_hops(params["item_embedding"], normalised(links.astype(float)), 2)
     table = jnp.sum(jnp.stack(hops), axis=0)
@@ -542,7 +545,7 @@ def test_bad_hyper_parameters_are_named(option, message):
 
 
 def test_a_graph_of_other_nodes_is_refused():
-    graph = make()[0].graph.get_value()
+    graph = make()[0].mask.graph.get_value()
     with pytest.raises(ValueError, match="17 nodes, the item table 18 rows"):
         MAERec(NUM_ITEMS + 1, MAERecConfig(), graph, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_items is 0: it must be at least 1"):
@@ -623,9 +626,9 @@ def test_it_learns_resumes_with_its_mask_and_is_served(optimizer, tmp_path):
         RunFolder(tmp_path / name).last_checkpoint().arrays(**template)["training"]
         for name in ("whole", "resumed")
     )
-    weights = whole.carried["weights"][...]
+    weights = whole.carried["mask"]["weights"][...]
     assert 0 < (weights == 0).sum() < weights.size
-    assert whole.carried["steps"][...] == 6 * trainer.epochs(0).num_steps
+    assert whole.carried["mask"]["num_steps"][...] == 6 * trainer.epochs(0).num_steps
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
     model: Any = load(tmp_path / "whole").model
