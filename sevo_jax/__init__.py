@@ -19,6 +19,7 @@ from sevo_jax.operators import (
     ShardedGraphOperator,
     prepare,
     shard_rows,
+    weighted_sum,
 )
 from sevo_jax.optimizers import sevo_adam, sevo_adamw, sevo_sgd
 from sevo_jax.states import carry_over
@@ -41,4 +42,5 @@ __all__ = [
     "sevo_sgd",
     "shard_rows",
     "smoothing",
+    "weighted_sum",
 ]

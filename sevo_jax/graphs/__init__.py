@@ -1,14 +1,22 @@
 """Graphs over the rows of an embedding table, built once on the host.
 
-Every builder returns an adjacency that is symmetric, non-negative and **not**
-normalised: a float32 ``jax.experimental.sparse.BCOO`` whose int32 indices are sorted
-by row, unique and flagged so. What consumes a graph (``sevo_jax.prepare``, the
-optimizers) normalises it.
+Every builder returns an adjacency that is symmetric (unless it is asked for a directed
+one), non-negative and **not** normalised: a float32 ``jax.experimental.sparse.BCOO``
+whose int32 indices are sorted by row, unique and flagged so. What consumes a graph
+(``sevo_jax.prepare``, the optimizers) normalises it.
 """
 
 from sevo_jax.graphs._archive import load, save
 from sevo_jax.graphs._attributes import shared_attributes
 from sevo_jax.graphs._bipartite import bipartite
 from sevo_jax.graphs._cooccurrence import cooccurrence
+from sevo_jax.graphs._directed import from_directed
 
-__all__ = ["bipartite", "cooccurrence", "load", "save", "shared_attributes"]
+__all__ = [
+    "bipartite",
+    "cooccurrence",
+    "from_directed",
+    "load",
+    "save",
+    "shared_attributes",
+]

@@ -43,6 +43,7 @@ def cooccurrence(
     keep: str = "last",
     max_hop: int = 1,
     weighting: str = "distance",
+    directed: bool = False,
     item_offset: int = 0,
     num_nodes: int | None = None,
 ) -> BCOO:
@@ -84,16 +85,18 @@ def cooccurrence(
       keep: which :math:`K` items count, ``"last"`` or ``"first"``.
       max_hop: :math:`H`, the largest distance of two related items, at least 1.
       weighting: ``"distance"`` or ``"frequency"``.
+      directed: whether to add to :math:`A_{q_i q_j}` alone, from the earlier item to
+        the later one, for :func:`sevo_jax.graphs.from_directed`.
       item_offset: item ``i`` is node ``i + item_offset``; 1 for a table whose row 0
         is padding.
       num_nodes: number of rows of the table; ``None`` for
         ``num_items + item_offset``.
 
     Returns:
-      The adjacency ``[num_nodes, num_nodes]``, symmetric, float32, not normalised,
-      its indices sorted by row and unique. Nodes that are no item, and items
-      without a neighbour, are isolated. With nothing to connect it has no entry at
-      all, and what consumes graphs refuses it.
+      The adjacency ``[num_nodes, num_nodes]``, symmetric unless ``directed``, float32,
+      not normalised, its indices sorted by row and unique. Nodes that are no item, and
+      items without a neighbour, are isolated. With nothing to connect it has no entry
+      at all, and what consumes graphs refuses it.
 
     Raises:
       TypeError: if a sequence holds anything but integers, or a count is no
@@ -146,10 +149,14 @@ def cooccurrence(
             divisor = hop if weighting == "distance" else 1
             if divisor not in pairs_of_weight:
                 pairs_of_weight[divisor] = PairCounts(num_nodes)
-            pairs_of_weight[divisor].add(nodes[:-hop][same_row], nodes[hop:][same_row])
-    upper = _weighted_sum(pairs_of_weight, num_nodes)
+            one, two = nodes[:-hop][same_row], nodes[hop:][same_row]
+            if not directed:
+                # Half of the entries do to count: the others are their mirror images.
+                one, two = np.minimum(one, two), np.maximum(one, two)
+            pairs_of_weight[divisor].add(one, two)
+    counted = _weighted_sum(pairs_of_weight, num_nodes)
     # A self-loop is its own mirror image: the sum doubles it, as Algorithm 4 does.
-    return operators.bcoo_from_scipy(upper + upper.T)
+    return operators.bcoo_from_scipy(counted if directed else counted + counted.T)
 
 
 def _weighted_sum(
@@ -161,7 +168,7 @@ def _weighted_sum(
         while pairs_of_weight:
             # The smallest first, as float64 sums depend on the order.
             divisor = min(pairs_of_weight)
-            counts = pairs_of_weight.pop(divisor).upper()
+            counts = pairs_of_weight.pop(divisor).counts()
             counts.data /= divisor
             yield counts
 

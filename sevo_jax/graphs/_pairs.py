@@ -9,7 +9,7 @@ _LOW = np.int64(2**32 - 1)
 
 
 class PairCounts:
-    """How often each unordered pair of nodes was added, exactly.
+    """How often each ordered pair of nodes was added, exactly.
 
     Pairs wait in a buffer. When it is full they are sorted and counted, which makes a
     matrix in compressed sparse row form, and matrices of about the same size are
@@ -33,10 +33,10 @@ class PairCounts:
 
     def add(self, one: np.ndarray, two: np.ndarray) -> None:
         """Counts the pairs ``(one[i], two[i])``, int32 ``[pairs]`` each."""
-        # The smaller node in the upper half: keys in order are entries in order.
-        keys = np.minimum(one, two).astype(np.int64)
+        # The first node in the upper half: keys in order are entries in order.
+        keys = one.astype(np.int64)
         keys <<= 32
-        keys |= np.maximum(one, two)
+        keys |= two
         while keys.size:
             moved = keys[: self._pending.size - self._filled]
             self._pending[self._filled : self._filled + moved.size] = moved
@@ -45,8 +45,8 @@ class PairCounts:
             if self._filled == self._pending.size:
                 self._push()
 
-    def upper(self) -> scipy.sparse.csr_array:
-        """The counts, float64 ``[n, n]``: of ``{i, j}``, i <= j, at entry (i, j)."""
+    def counts(self) -> scipy.sparse.csr_array:
+        """The counts, float64 ``[n, n]``."""
         self._push()
         self._pending = np.empty(0, np.int64)
         while len(self._parts) > 1:

@@ -6,6 +6,7 @@ from sevo_jax.operators._adjacency import (
     as_csr,
     bcoo_from_scipy,
     canonical,
+    checked_csr,
     in_float32,
     prepare,
     to_scipy,
@@ -17,6 +18,7 @@ from sevo_jax.operators._operator import (
     keep_sharding,
 )
 from sevo_jax.operators._sharded import ShardedGraphOperator, shard_rows
+from sevo_jax.operators._sum import weighted_sum
 
 __all__ = [
     "Adjacency",
@@ -27,10 +29,12 @@ __all__ = [
     "as_csr",
     "bcoo_from_scipy",
     "canonical",
+    "checked_csr",
     "checked_table",
     "in_float32",
     "keep_sharding",
     "prepare",
     "shard_rows",
     "to_scipy",
+    "weighted_sum",
 ]

@@ -233,6 +233,29 @@ def _check_square(shape: tuple[int, ...]) -> None:
         )
 
 
+def checked_csr(adjacency: Adjacency) -> Any:
+    """As :func:`as_csr`, in order, without zeros, and with weights of edges alone.
+
+    Raises:
+      ValueError: if there are no edges, or one has no weight that it may have.
+    """
+    csr = canonical(as_csr(adjacency))
+    if np.count_nonzero(csr.data) < csr.nnz:
+        csr = csr.copy()
+        csr.eliminate_zeros()
+    _check_weights(csr)
+    return csr
+
+
+def check_size(csr: Any) -> None:
+    """Refuses a matrix that int32 cannot index."""
+    if max(csr.nnz, csr.shape[0]) > _MOST:
+        raise ValueError(
+            f"the graph has {csr.nnz} entries and {csr.shape[0]} nodes; indices are "
+            f"int32, so both must be at most {_MOST}: split the graph"
+        )
+
+
 def _check_weights(csr: Any) -> None:
     def entry(position: int) -> str:
         row = int(np.searchsorted(csr.indptr, position, side="right")) - 1
@@ -261,12 +284,16 @@ def _check_weights(csr: Any) -> None:
             f"adjacency entry {entry(wrong[0])} is outside {_SMALLEST} to {_LARGEST} "
             f"({wrong.size} such entries): scale the weights, only their ratios matter"
         )
+
+
+def _check_symmetric(csr: Any) -> None:
     worst = _worst_asymmetry(csr)
     if worst is not None:
         i, j = worst
         raise ValueError(
             f"the adjacency is not symmetric: entry ({i}, {j}) is {csr[i, j]} and "
-            f"entry ({j}, {i}) is {csr[j, i]}; symmetrise it, for example A + A.T"
+            f"entry ({j}, {i}) is {csr[j, i]}; symmetrise it, for example A + A.T, "
+            "or sevo_jax.graphs.from_directed(A) if edges have directions"
         )
 
 
@@ -368,16 +395,9 @@ def prepare(
                 f"{capacity}: give the graph it was made from"
             )
         return adjacency
-    csr = canonical(as_csr(adjacency))
-    if np.count_nonzero(csr.data) < csr.nnz:
-        csr = csr.copy()
-        csr.eliminate_zeros()
-    _check_weights(csr)
-    if max(csr.nnz, csr.shape[0]) > _MOST:
-        raise ValueError(
-            f"the graph has {csr.nnz} entries and {csr.shape[0]} nodes; indices are "
-            f"int32, so both must be at most {_MOST}: split the graph"
-        )
+    csr = checked_csr(adjacency)
+    _check_symmetric(csr)
+    check_size(csr)
     rows = rows_of(csr)
     if normalize:
         weights = _normalized(csr, rows)
@@ -402,13 +422,18 @@ def prepare(
         weights, columns = np.pad(weights, empty), np.pad(columns, empty)
         # Out of range: what fills up is dropped, not added to a row.
         rows = np.pad(rows, empty, constant_values=csr.shape[0])
+    return csr_operator(weights, columns, csr.indptr, rows)
+
+
+def csr_operator(weights: Any, columns: Any, row_starts: Any, rows: Any) -> CSROperator:
+    """The operator of these arrays, which are in order, in JAX's default precision."""
     # Copies: the memory may be the caller's, or a file's.
     return CSROperator(
         weights=jnp.array(weights, jnp.result_type(float)),
         columns=jnp.array(columns, jnp.int32),
-        row_starts=jnp.array(csr.indptr, jnp.int32),
+        row_starts=jnp.array(row_starts, jnp.int32),
         rows=jnp.asarray(rows),
-        num_nodes=csr.shape[0],
+        num_nodes=len(row_starts) - 1,
     )
 
 
