@@ -12,6 +12,7 @@ items are distinct a node is a cell.
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,10 +29,13 @@ from sevo_jax.models import layers
 from sevo_jax.models.cross_entropy import cross_entropy
 from sevo_jax.models.recommender import SequenceModel
 from sevo_jax.models.registry import register
-from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
+from sevo_jax.samples.prefixes import RunBatch, RunEpochs, Sampling
+from sevo_jax.samples.runs import Runs
 
 # Finite, so that nothing becomes NaN whatever a row holds.
 _INVISIBLE = -1e30
+# A block of additive attention that stays in the processor's cache (1 MB).
+_BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,20 @@ class LESSRConfig:
       num_blocks: layers, of the edge-order multigraph and of the shortcut graph in
         turn.
       dropout: rate in [0, 1) on the entries of normalised features.
+      sampling: how training draws prefixes, those of a user together where that is
+        exact ("sequence") or each by itself ("prefix").
     """
 
     max_len: int = 50
     width: int = 64
     num_blocks: int = 3
     dropout: float = 0.2
+    sampling: Sampling = "sequence"
 
     def __post_init__(self):
         _checks.at_least(self, 1, "max_len", "width", "num_blocks")
         _checks.rates(self, "dropout")
+        _checks.one_of(self, "sampling", typing.get_args(Sampling))
 
 
 class Sessions(NamedTuple):
@@ -189,8 +197,8 @@ class EdgeOrder(nnx.Module):
         projected = dropped @ self.kernel_in[...] + self.bias_in[...]
         states = lax.cond(
             jnp.any(sessions.previous >= 0),
-            self._recur,
-            self._step_once,
+            jax.checkpoint(self._recur),
+            jax.checkpoint(self._step_once),
             projected.reshape(*sessions.shape, -1),
             sessions,
         )
@@ -288,13 +296,18 @@ class Readout(nnx.Module):
     ) -> Float[Array, "sessions width"]:
         """Returns the features of the sessions that end at the cells `ends`."""
         features = layers.dropout(self.norm(x, weights), self.dropout, key)
-        shape, cells = sessions.shape, sessions.shape[1]
-        keys = self.project_key(features).reshape(*shape, -1)[ends // cells]
-        query = self.project_query(features[ends])[:, None]
-        visible = sessions.visible[ends // cells, ends % cells][:, None]
-        attention = attend(query, keys, self.score.kernel[:, 0], visible)
-        values = features.reshape(*shape, -1)[ends // cells]
-        mixed = jnp.einsum("sqc,scf->sf", attention, values)
+        query, keys, values = (
+            each.reshape(*sessions.shape, -1)
+            for each in (
+                self.project_query(features),
+                self.project_key(features),
+                features,
+            )
+        )
+        # Of all nodes: to take out those of the ends would cost more.
+        attention = attend(query, keys, self.score.kernel[:, 0], sessions.visible)
+        mixed = jnp.einsum("rqc,rcf->rqf", attention, values)
+        mixed = layers.flatten_cells(mixed)[ends]
         return prelu(self.project_out(mixed), self.slope[...])
 
 
@@ -306,6 +319,14 @@ class LESSR(SequenceModel):
     Item `i` is row `i` of the item table, which is input and output table in one.
     Before each step, and to rank, its rows are cut down to a norm of 1.
 
+    A training sample is a prefix of a user's items. Where no item comes twice its
+    graphs are paths, and no layer looks ahead: a node is the same in all prefixes that
+    have it. So by default prefixes of up to `max_len` items share one pass over the
+    user's items (`Runs.shared`), in which a node counts in batch normalisation as often
+    as there are prefixes that have it. This differs from `sampling="prefix"` in two
+    things alone: the prefixes of a step come from fewer users, and share the dropout of
+    the nodes they have in common.
+
     Args:
       num_items: how many items there are.
       config: hyper-parameters.
@@ -315,7 +336,7 @@ class LESSR(SequenceModel):
       >>> model = LESSR(9, LESSRConfig(max_len=4, width=8), rngs=nnx.Rngs(0))
       >>> train = Sequences.from_lists([[0, 1, 2, 1], [3, 4]])
       >>> epochs = model.epochs(train, batch_size=4, seed=0)
-      >>> step = PrefixBatch(*(field[0] for field in epochs[0]))
+      >>> step = RunBatch(*(field[0] for field in epochs[0]))
       >>> model.loss(step, rng=jax.random.key(0)).shape
       ()
       >>> model.score(model.inputs(train)).shape
@@ -351,7 +372,7 @@ class LESSR(SequenceModel):
         """Cuts the rows of the item table down to a norm of 1."""
         self.item_embedding[...] = cut(self.item_embedding[...])
 
-    def loss(self, batch: PrefixBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
+    def loss(self, batch: RunBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
         """Returns the mean cross-entropy of what follows the sessions.
 
         The rows of the item table are taken as they are: `before_step` has cut them.
@@ -389,22 +410,20 @@ class LESSR(SequenceModel):
         # Row 0 of the table is an item, and 0 stands for padding.
         return self._frames(sequences, 1)
 
-    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> PrefixEpochs:
-        """Returns the epochs of `train`; a sample is a prefix of a user's items.
+    def epochs(self, train: Sequences, *, batch_size: int, seed: int) -> RunEpochs:
+        """Returns the epochs of `train`, drawn as `config.sampling` says.
 
         Args:
           train: train items of each user.
           batch_size: prefixes of a step.
           seed: in [0, 2**32).
         """
-        return PrefixEpochs(
-            train,
-            self.num_items,
-            max_len=self.config.max_len,
-            batch_size=batch_size,
-            seed=seed,
-            sampling="prefix",
-        )
+        max_len = self.config.max_len
+        if self.config.sampling == "prefix":
+            runs = Runs.prefixes(train, max_len)
+        else:
+            runs = Runs.shared(train, max_len, most=batch_size)
+        return RunEpochs(train, runs, max_len=max_len, batch_size=batch_size, seed=seed)
 
     def _features(self, table, sessions, ends, counts, key):
         """Features `[sessions, width]` of the sessions that end at the cells `ends`.
@@ -433,17 +452,27 @@ class LESSR(SequenceModel):
 
 
 def attend(
-    query: Float[Array, "rows queries d"],
+    query: Float[Array, "rows cells d"],
     keys: Float[Array, "rows cells d"],
     weights: Float[Array, " d"],
-    visible: Bool[Array, "rows queries cells"],
-) -> Float[Array, "rows queries cells"]:
+    visible: Bool[Array, "rows cells cells"],
+) -> Float[Array, "rows cells cells"]:
     """Returns the softmax of additive scores, over the visible cells alone.
 
     .. math:: e_{ij} = w \\cdot \\sigma(q_i + k_j)
+
+    The sigmoids are made a block of rows at a time, and again for the gradients.
     """
-    scores = jax.nn.sigmoid(query[:, :, None] + keys[:, None]) @ weights
-    return jax.nn.softmax(jnp.where(visible, scores, _INVISIBLE), axis=-1)
+
+    @jax.checkpoint
+    def attend_row(row):
+        query, keys, visible = row
+        scores = jax.nn.sigmoid(query[:, None] + keys) @ weights
+        return jax.nn.softmax(jnp.where(visible, scores, _INVISIBLE), axis=-1)
+
+    rows, cells, d = query.shape
+    size = min(max(1, _BLOCK // (cells * cells * d)), rows)
+    return lax.map(attend_row, (query, keys, visible), batch_size=size)
 
 
 def cut(table: Float[Array, "n d"]) -> Float[Array, "n d"]:

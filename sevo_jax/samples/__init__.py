@@ -4,7 +4,7 @@ from sevo_jax.samples.epochs import Epochs, ahead
 from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
-from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs
+from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs, RunBatch, RunEpochs
 from sevo_jax.samples.runs import Runs
 from sevo_jax.samples.sessions import SessionBatch, SessionEpochs
 from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
@@ -18,6 +18,8 @@ __all__ = [
     "PackedEpochs",
     "PrefixBatch",
     "PrefixEpochs",
+    "RunBatch",
+    "RunEpochs",
     "Runs",
     "SessionBatch",
     "SessionEpochs",

@@ -85,6 +85,41 @@ class Runs:
         begin = np.maximum(start - warm_up, 0)
         return cls(user, train.offsets[user] + begin, stop - begin, stop - start)
 
+    @classmethod
+    def shared(cls, train: Sequences, max_len: int, *, most: int) -> Runs:
+        """Prefixes of a user together where each is read as it is by itself.
+
+        Those of up to `max_len` items, the first `most` of them, are a run, unless an
+        item of the user's comes twice. Each other prefix is a run of its own.
+
+        Args:
+          train: train items of each user; users with fewer than two have no target.
+          max_len: the most items of a run.
+          most: the most targets of a run.
+
+        Raises:
+          ValueError: if no user has two train items.
+
+        Examples:
+          >>> train = Sequences.from_lists([[0, 1, 2, 3], [4, 5, 4]])
+          >>> runs = Runs.shared(train, 2, most=9)
+          >>> runs.firsts.tolist(), runs.lengths.tolist(), runs.counts.tolist()
+          ([0, 1, 4, 4], [2, 2, 1, 2], [2, 1, 1, 1])
+        """
+        together = cls.chunks(
+            train, first=min(max_len, most), fresh=1, warm_up=max_len - 1
+        )
+        repeats = train.distinct().lengths < train.lengths
+        if not repeats.any():
+            return together
+        alone = cls.prefixes(train, max_len)
+        parts = (
+            together.take(~repeats[together.users]),
+            alone.take(repeats[alone.users]),
+        )
+        fields = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(np.concatenate, fields))
+
     def num_steps(self, batch_size: int) -> int:
         """Steps of an epoch."""
         return -(-int(self.counts.sum()) // batch_size)

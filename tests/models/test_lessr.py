@@ -15,7 +15,7 @@ from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.models import MODELS, layers, lessr
 from sevo_jax.models.lessr import LESSR, LESSRConfig
 from sevo_jax.samples.packing import left_pad
-from sevo_jax.samples.prefixes import PrefixBatch
+from sevo_jax.samples.prefixes import RunBatch, Sampling
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
 
 MAX_LEN = 6
@@ -29,6 +29,7 @@ REPEATED = [
     [4, 10],
     [2, 9, 9, 4, 2],
 ]
+MIXED = DISTINCT + REPEATED
 
 
 # ------------------------------------------------------------ the definition
@@ -153,24 +154,42 @@ def norms_of(tree, num_blocks):
     return [part["norm"] for part in (*parts, tree["readout"], tree)]
 
 
-def prefixes(rows, max_len=MAX_LEN):
-    """All sessions of rows, and what follows each."""
-    sessions = [
-        row[max(0, end - max_len) : end] for row in rows for end in range(1, len(row))
-    ]
-    return sessions, [item for row in rows for item in row[1:]]
+def prefixes(rows):
+    """All sessions of rows, each with what follows it, in some order."""
+    return sorted(
+        (row[max(0, end - MAX_LEN) : end], row[end])
+        for row in rows
+        for end in range(1, len(row))
+    )
+
+
+def unpack(step):
+    """The sessions of a step and what follows each, read off its cells."""
+    sessions, valid = [], step.targets > 0
+    for cell in step.cells[valid]:
+        row, column = divmod(cell, step.inputs.shape[1])
+        start = np.flatnonzero(step.starts[row, : column + 1])[-1]
+        sessions.append((step.inputs[row, start : column + 1] - 1).tolist())
+    return sessions, (step.targets[valid] - 1).tolist()
 
 
 # ------------------------------------------------------------ the model
 
 
-def make(rows=REPEATED, num_blocks=3, dropout=0.0, batch_size=100):
-    """A model, and the first step of its first epoch of rows."""
-    config = LESSRConfig(MAX_LEN, 5, num_blocks, dropout)
+def make(
+    rows=MIXED,
+    num_blocks=3,
+    dropout=0.0,
+    sampling: Sampling = "sequence",
+    batch_size=100,
+    step=0,
+):
+    """A model, and a step of its first epoch of rows."""
+    config = LESSRConfig(MAX_LEN, 5, num_blocks, dropout, sampling)
     model = LESSR(NUM_ITEMS, config, rngs=nnx.Rngs(0))
     train = Sequences.from_lists(rows)
     epoch = model.epochs(train, batch_size=batch_size, seed=0)[0]
-    return model, PrefixBatch(*(field[0] for field in epoch))
+    return model, RunBatch(*(field[step] for field in epoch))
 
 
 def perturbed(model, dtype):
@@ -213,26 +232,30 @@ def run(model, batch, params, running, key=None):
 
 
 @pytest.mark.parametrize(
-    "rows, num_blocks, dtype, tolerance",
+    "options, dtype, tolerance",
     [
-        (REPEATED, 3, np.float32, 1e-5),
-        (REPEATED, 3, np.float64, 1e-10),
-        (REPEATED, 1, np.float64, 1e-10),
-        (DISTINCT, 3, np.float64, 1e-10),
+        ({}, np.float32, 1e-5),
+        ({}, np.float64, 1e-10),
+        ({"sampling": "prefix"}, np.float64, 1e-10),
+        ({"rows": DISTINCT, "num_blocks": 2}, np.float64, 1e-10),
+        ({"num_blocks": 1, "batch_size": 5, "step": 2}, np.float64, 1e-10),
     ],
 )
 def test_loss_gradients_and_statistics_are_those_of_the_definition(
-    rows, num_blocks, dtype, tolerance
+    options, dtype, tolerance
 ):
     with jax.enable_x64(dtype is np.float64):
-        model, batch = make(rows, num_blocks)
+        model, batch = make(**options)
         params, running = perturbed(model, dtype)
         loss, after, gradients = run(model, batch, params, running)
+        sessions, targets = unpack(batch)
+        if "step" not in options:
+            whole = prefixes(options.get("rows", MIXED))
+            assert sorted(zip(sessions, targets, strict=True)) == whole
 
         @jax.jit
         def definition(params):
             def loss_of(params):
-                sessions, targets = prefixes(rows)
                 plain = Plain(params, sessions)
                 return plain.loss(targets), plain.statistics
 
@@ -242,16 +265,29 @@ def test_loss_gradients_and_statistics_are_those_of_the_definition(
         assert loss.dtype == dtype
         np.testing.assert_allclose(loss, expected, rtol=tolerance)
         assert_trees_close(gradients, expected_gradients, tolerance)
+        number = len(model.blocks)
         places = zip(
-            norms_of(running, num_blocks),
-            norms_of(after, num_blocks),
-            statistics,
-            strict=True,
+            norms_of(running, number), norms_of(after, number), statistics, strict=True
         )
         for before, now, (mean, variance) in places:
             for name, value in (("mean", mean), ("variance", variance)):
                 moved = 0.9 * before[name] + 0.1 * value
                 np.testing.assert_allclose(now[name], moved, rtol=1e2 * tolerance)
+
+
+def test_prefixes_share_a_pass_where_it_is_exact():
+    _, batch = make()
+    assert max(len(row) - 1 for row in DISTINCT) == MAX_LEN + 1
+    # Of each without repeats a run, one more for what is longer, and [4, 10].
+    num_runs = len(DISTINCT) + 1 + sum(len(row) - 1 for row in REPEATED)
+    assert batch.starts.sum() == num_runs
+    _, batch = make(sampling="prefix")
+    assert batch.starts.sum() == (batch.targets > 0).sum() == len(prefixes(MIXED))
+
+
+def test_a_user_may_have_all_items():
+    model, batch = make([list(range(NUM_ITEMS))])
+    assert np.isfinite(model.loss(batch, rng=None))
 
 
 @pytest.mark.parametrize("rows", [DISTINCT, REPEATED], ids=["distinct", "repeated"])
@@ -293,7 +329,7 @@ def test_dropout_is_on_normalised_features_alone(monkeypatch):
     model, batch = make(dropout=0.5)
     params, running = perturbed(model, np.float32)
     model = with_state(model, params, running)
-    sessions, targets = prefixes(REPEATED)
+    sessions, targets = unpack(batch)
     expected = Plain(params, sessions, drop=lambda x: 3 * x).loss(targets)
     loss = model.loss(batch, rng=jax.random.key(0))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -319,7 +355,7 @@ def test_a_step_cuts_the_rows_and_the_optimizer_goes_on_from_there():
     state.params["item_embedding"][...] = grown
     model: Any = trainer.model(state)
     epoch = trainer.epochs(0)[0]
-    batch = PrefixBatch(*(field[0] for field in epoch))
+    batch = RunBatch(*(field[0] for field in epoch))
     norms = np.linalg.norm(grown, axis=1, keepdims=True)
     assert norms[4] < 1 < norms[5]
     cut = np.where(norms > 1, grown / (norms + 1e-7), grown)
@@ -432,6 +468,10 @@ def test_training_learns_who_follows_whom():
         ({"width": 0}, "width is 0: it must be at least 1"),
         ({"num_blocks": 0}, "num_blocks is 0: it must be at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
+        (
+            {"sampling": "user"},
+            "sampling is 'user': it must be one of sequence, prefix",
+        ),
         ({"dropout": -0.1}, r"dropout is -0.1: it must be in \[0, 1\)"),
     ],
 )

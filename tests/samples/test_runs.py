@@ -68,6 +68,36 @@ def test_chunks_have_each_target_once_and_enough_items_before_it(first, fresh, w
         assert train.offsets[user] <= begin < train.offsets[user + 1]
 
 
+@pytest.mark.parametrize("max_len, most", [(1, 9), (7, 50), (7, 3), (50, 50)])
+def test_shared_runs_read_each_prefix_as_it_is_by_itself(max_len, most):
+    train = random_train()
+    runs = Runs.shared(train, max_len, most=most)
+    prefixes = prefixes_of(train)
+    assert samples_of(runs) == {
+        target: items[-max_len:] for target, (_, items) in prefixes.items()
+    }
+    together = min(max_len, most)
+    num_targets = train.lengths[train.lengths >= 2] - 1
+    assert runs.counts.max() == min(together, num_targets.max())
+    alone = np.maximum(num_targets - together, 0).sum()
+    assert runs.counts.size == num_targets.size + alone
+
+
+def test_a_user_with_repeats_has_a_run_for_each_prefix():
+    rows = [[0, 1, 2], [3, 4, 5, 3, 6], [7, 8, 9, 10], [2, 2]]
+    runs = Runs.shared(Sequences.from_lists(rows), 3, most=9)
+    whole = zip(runs.users, runs.firsts, runs.lengths, runs.counts, strict=True)
+    assert sorted(tuple(map(int, run)) for run in whole) == [
+        (0, 0, 2, 2),
+        (1, 3, 1, 1),
+        (1, 3, 2, 1),
+        (1, 3, 3, 1),
+        (1, 4, 3, 1),
+        (2, 8, 3, 3),
+        (3, 12, 1, 1),
+    ]
+
+
 @pytest.mark.parametrize("batch_size", [8, 20, 10_000])
 def test_a_draw_has_every_run_once_in_steps_of_about_the_batch_size(batch_size):
     runs = Runs.chunks(random_train(), first=8, fresh=4, warm_up=3)
