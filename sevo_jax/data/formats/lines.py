@@ -63,24 +63,37 @@ def quotes_pair(data: bytes, delimiter: str) -> bool:
     Examples:
       >>> quotes_pair(b'1,"a ""b"" c",2,3\\' tall,3\\" tall', ",")
       True
+      >>> quotes_pair(b'1,"a",2\\n1,say "a",2', ",")
+      True
       >>> quotes_pair(b'1,"a,2', ","), quotes_pair(b'1,"a"b,2', ",")
       (False, False)
     """
+    # So that the character before the first one, at -1, is a line feed as well.
+    data = data if data.endswith(b"\n") else data + b"\n"
     text = np.frombuffer(data, np.uint8)
     at = np.flatnonzero(text == ord('"'))
-    is_border = np.zeros(256, bool)
-    is_border[[*delimiter.encode(), *b'\r\n"']] = True
-    before = is_border[text[at - 1]] | (at == 0)
-    after = is_border[text[(at + 1) % len(text)]] | (at == len(text) - 1)
-    is_mark = before | after
-    is_inside = np.cumsum(is_mark) % 2 == 1
-    opening, closing = is_mark & is_inside, is_mark & ~is_inside
-    return bool(
-        np.sum(is_mark) % 2 == 0
-        and before[opening].all()
-        and after[closing].all()
-        and is_mark[is_inside].all()
-    )
+    # Two in a row stand for one, as if a field were closed and opened again.
+    is_border = np.isin(np.arange(256), [*delimiter.encode(), *b'\r\n"'])
+
+    def alternate(at: np.ndarray) -> bool:
+        return bool(
+            len(at) % 2 == 0
+            and is_border[text[at[0::2] - 1]].all()
+            and is_border[text[at[1::2] + 1]].all()
+        )
+
+    if alternate(at):
+        return True
+    before, after = text[at - 1], text[at + 1]
+    is_loose = ~(is_border[before] | is_border[after])
+    # Those that end a field are loose too in lines where none opens any.
+    line = np.searchsorted(np.flatnonzero(text == ord("\n")), at)
+    opens = is_border[before] & (before != ord('"'))
+    for loose in (is_loose, is_loose | ~np.isin(line, line[opens])):
+        is_inside = np.cumsum(~loose) % 2 == 1
+        if not (loose & is_inside).any() and alternate(at[~loose]):
+            return True
+    return False
 
 
 def comment_fault(line: str) -> str:

@@ -26,6 +26,16 @@ _ALWAYS_FITS = 2**26
 _CHUNK = 2**22
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
+# What no text of a log begins with.
+_BEGINNINGS: dict[str, bytes | tuple[bytes, ...]] = {
+    "gzip": b"\x1f\x8b\x08",
+    "bzip2": (*(b"BZh%d1AY&SY" % level for level in range(1, 10)),),
+    "xz": b"\xfd7zXZ\0",
+    "Zstandard": b"(\xb5/\xfd",
+    "zip": b"PK\3\4",
+    "Parquet": b"PAR1\x15",
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -109,6 +119,12 @@ class Source:
             raise ValueError(
                 f"{self.where}: the text is UTF-16 or UTF-32: convert it to UTF-8"
             )
+        for name, beginning in _BEGINNINGS.items():
+            if data.startswith(beginning):
+                raise ValueError(
+                    f"{self.where}: the content is {name}, no text: unpack it, or "
+                    "give the file the ending of what it is"
+                )
         if b"\r" in data and b"\n" not in data:
             data = data.replace(b"\r", b"\n")
         if not data or data.isspace():

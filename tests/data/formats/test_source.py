@@ -10,6 +10,7 @@ import zipfile
 
 import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sevo_jax.data import read
 from sevo_jax.data.formats import source
@@ -61,13 +62,26 @@ def test_the_file_in_a_zip_tells_its_format(file, as_lists, fails):
 
 
 def test_parquet_may_be_packed(tmp_path, as_lists):
-    from pyarrow import csv, parquet
+    from pyarrow import csv
 
     path = tmp_path / "log.parquet"
     parquet.write_table(csv.read_csv(io.BytesIO(CSV.encode())), path)
     packed = tmp_path / "log.parquet.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert as_lists(read(packed)) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.txt", "log.jsonl", "log.csv.gz"])
+def test_content_of_another_kind_is_named(file, fails, name):
+    table = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({"user": [1], "item": [2]}), table)
+    contents = {packing: pack(CSV.encode()) for packing, pack in PACK.items()}
+    contents["parquet"] = table.getvalue().to_pybytes()
+    kinds = ["gzip", "bzip2", "xz", "Zstandard", "zip", "Parquet"]
+    for kind, content in zip(kinds, contents.values(), strict=True):
+        content = gzip.compress(content) if name.endswith(".gz") else content
+        path = file(name, content)
+        fails(lambda: read(path), f"{name}: the content is {kind}, no text")
 
 
 def test_upper_case_endings(file, as_lists):
