@@ -87,8 +87,10 @@ def quotes_pair(data: bytes, delimiter: str) -> bool:
     before, after = text[at - 1], text[at + 1]
     is_loose = ~(is_border[before] | is_border[after])
     # Those that end a field are loose too in lines where none opens any.
-    line = np.searchsorted(np.flatnonzero(text == ord("\n")), at)
     opens = is_border[before] & (before != ord('"'))
+    if not opens.any():
+        return True
+    line = np.searchsorted(np.flatnonzero(text == ord("\n")), at)
     for loose in (is_loose, is_loose | ~np.isin(line, line[opens])):
         is_inside = np.cumsum(~loose) % 2 == 1
         if not (loose & is_inside).any() and alternate(at[~loose]):
