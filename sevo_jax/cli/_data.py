@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import statistics
 from sevo_jax.data.writers import write
@@ -33,6 +34,7 @@ class Data:
             "none",
         ),
     ] = None
+    plugin: PluginOption = None
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
 
 

@@ -12,6 +12,7 @@ from jax.experimental.sparse import BCOO
 
 from sevo_jax import graphs, operators
 from sevo_jax.cli._options import DataOptions, option, parse
+from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._runs import preset
 from sevo_jax.data.split import leave_one_out
 from sevo_jax.graphs import kinds
@@ -59,6 +60,7 @@ class Graph:
         int,
         option("Rows of the embedding table before the items; 1 for padding.", "N"),
     ]
+    plugin: PluginOption = None
     pairs: Annotated[int, option("How many of the heaviest pairs to list.", "N")] = 10
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
     graph: tyro.conf.OmitArgPrefixes[GraphConfig]

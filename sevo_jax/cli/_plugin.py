@@ -1,6 +1,6 @@
-"""``--plugin``: a module of the user's, which registers models before options are read.
+"""``--plugin``: a module of the user's, which is imported before options are read.
 
-The models' names and hyper-parameters are options themselves.
+The names that it adds, and the hyper-parameters of its models, are options themselves.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from sevo_jax.cli._options import option
 PluginOption = Annotated[
     str | None,
     option(
-        "Module, or .py file, of your own to import first: it registers models with "
-        "sevo_jax.models.register.",
+        "Module, or .py file, of your own to import first: it registers models "
+        "(sevo_jax.models.register), or adds graphs, optimizers, metrics or formats.",
         "MODULE",
         "none",
     ),

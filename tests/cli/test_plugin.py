@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 NEWCOMER = Path(__file__).parents[1] / "models" / "newcomer.py"
+ADDITIONS = Path(__file__).with_name("additions.py")
 OPTIONS = "--model newcomer --width 8 --batch-size 16 --eval-every 1".split()
 
 
@@ -60,6 +61,28 @@ def test_a_newcomer_has_every_command(command, path, tmp_path):
         "compared",
     ).stdout
     assert "newcomer on tiny" in compared
+
+
+def test_a_metric_a_graph_an_optimizer_and_a_format_are_a_line_each(
+    command, path, tmp_path
+):
+    plugin = ["--plugin", ADDITIONS]
+    walks = tmp_path / "tiny.walks"
+    command("data", "--data", path, *plugin, "--output", walks)
+    assert walks.read_bytes() == path.read_bytes()
+    shown = command("graph", "--data", walks, *plugin, "--kind", "ring").stdout
+    assert "40 items" in shown or "41" in shown
+    args = "--model sasrec --width 8 --max-len 6 --epochs 2 --eval-every 1".split()
+    args += "--optimizer sevo_lion --graph.kind ring".split()
+    args += "--metrics Reciprocal@10 HR@10 --selection Reciprocal@10".split()
+    command("train", "--data", walks, *plugin, *args, "--output", "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["optimizer"] == "sevo_lion"
+    assert set(result["test"]) == {"Reciprocal@10", "HR@10"}
+    assert result["test"]["Reciprocal@10"] == result["test"]["Reciprocal@10"] > 0
+    evaluated = command("evaluate", "run", *plugin).stdout
+    assert "Reciprocal@10" in evaluated
+    assert "sevo_lion" in command("train", "--help", *plugin).stdout
 
 
 def test_without_the_plugin_the_model_is_unknown(command, path):

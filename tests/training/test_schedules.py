@@ -45,6 +45,12 @@ def test_a_run_follows_the_schedules_of_its_recipe(recipe, scheduled, tiny_split
     assert result.valid == scheduled.valid
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(recipe, scheduled, tiny_split):
+def test_a_longer_run_goes_on_from_a_shorter_one(
+    recipe, scheduled, tiny_split, tmp_path
+):
     short = Trainer(dataclasses.replace(recipe, epochs=1), tiny_split)
-    assert short.run(progress=False).losses == scheduled.losses[:1]
+    cut = short.run(output=tmp_path / "run", progress=False)
+    assert cut.losses == scheduled.losses[:1]
+    whole = Trainer(recipe, tiny_split)
+    resumed = whole.run(output=tmp_path / "run", resume=True, progress=False)
+    assert resumed.losses == scheduled.losses and resumed.test == scheduled.test
