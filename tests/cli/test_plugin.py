@@ -69,7 +69,8 @@ def test_a_metric_a_graph_an_optimizer_and_a_format_are_a_line_each(
     plugin = ["--plugin", ADDITIONS]
     walks = tmp_path / "tiny.walks"
     command("data", "--data", path, *plugin, "--output", walks)
-    assert walks.read_bytes() == path.read_bytes()
+    written, given = (each.read_text().splitlines() for each in (walks, path))
+    assert sorted(written) == sorted(given)
     shown = command("graph", "--data", walks, *plugin, "--kind", "ring").stdout
     assert "40 items" in shown or "41" in shown
     args = "--model sasrec --width 8 --max-len 6 --epochs 2 --eval-every 1".split()
@@ -79,7 +80,7 @@ def test_a_metric_a_graph_an_optimizer_and_a_format_are_a_line_each(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["optimizer"] == "sevo_lion"
     assert set(result["test"]) == {"Reciprocal@10", "HR@10"}
-    assert result["test"]["Reciprocal@10"] == result["test"]["Reciprocal@10"] > 0
+    assert result["test"]["Reciprocal@10"] > 0
     evaluated = command("evaluate", "run", *plugin).stdout
     assert "Reciprocal@10" in evaluated
     assert "sevo_lion" in command("train", "--help", *plugin).stdout

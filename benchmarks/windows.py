@@ -1,0 +1,116 @@
+"""Seconds of an epoch where SEvo propagates once in k steps, beside AdamW, on Beauty.
+
+    python benchmarks/windows.py
+    python benchmarks/windows.py --only sasrec gru4rec
+
+Each backbone by the paper's recipe with ``adamw`` and with ``sevo_adamw(every=k)``. The
+compiled epochs take turns on batches that are drawn already; the first turn, which
+compiles, is not counted. Needs ``sevo-jax[train]``. Prints a table and, if no backbone
+is left out, writes ``results/windows-PLATFORM.json`` and a picture, ``.png``.
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import jax
+from harness import save, time_in_turns
+from matplotlib.figure import Figure
+from paper import BACKBONES, load, recipe_of
+
+from sevo_jax.data import LeaveOneOut
+from sevo_jax.reports import plots
+from sevo_jax.training import Recipe, Trainer
+from sevo_jax.training.mesh import split_batches
+
+STEPS = (1, 4, 8, 16)
+ADAMW = "adamw"
+
+
+class Epoch:
+    """The compiled epoch of a recipe, over and over."""
+
+    def __init__(self, recipe: Recipe, split: LeaveOneOut):
+        self.trainer = Trainer(recipe, split)
+        self.state = self.trainer.start(0)
+        self.batches = split_batches(self.trainer.mesh, self.trainer.epochs(0)[0])
+
+    def __call__(self) -> Any:
+        self.state, losses = self.trainer.train_epoch(
+            self.state, self.batches, seed=0, epoch=0
+        )
+        return losses
+
+
+def recipe_with(backbone: str, every: int) -> Recipe:
+    """The paper's, with propagation every so many steps."""
+    recipe = recipe_of(backbone, "beauty", "sevo_adamw")
+    optimizer = dataclasses.replace(recipe.optimizer, every=every)
+    return dataclasses.replace(recipe, optimizer=optimizer)
+
+
+def measure(backbone: str, split: LeaveOneOut, rounds: int) -> dict[str, Any]:
+    """Seconds of an epoch, and what SEvo adds to it for each k."""
+    recipes = {ADAMW: recipe_of(backbone, "beauty", ADAMW)}
+    recipes |= {f"every {k}": recipe_with(backbone, k) for k in STEPS}
+    epochs = {name: Epoch(recipe, split) for name, recipe in recipes.items()}
+    seconds = time_in_turns(epochs, rounds=rounds)
+    plain = seconds[ADAMW]["median"]
+    added = {k: seconds[f"every {k}"]["median"] / plain - 1 for k in STEPS}
+    return {"seconds": seconds, "SEvo adds": added}
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """What SEvo adds to an epoch, by k."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, result) in enumerate(results.items()):
+        added = [100 * result["SEvo adds"][k] for k in STEPS]
+        colour = plots.COLOURS[index % len(plots.COLOURS)]
+        label = BACKBONES[name].label
+        axes.plot(STEPS, added, "o-", color=colour, label=label, markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(STEPS, [str(k) for k in STEPS])
+    axes.set_xlabel("propagation every k steps")
+    axes.set_ylabel("SEvo adds to an epoch of AdamW, %")
+    axes.set_title(f"Amazon Beauty, {jax.devices()[0].device_kind}", loc="left")
+    axes.axhline(0, color="0.6", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="backbones whose names begin so"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    options = parser.parse_args()
+    chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
+    if not chosen:
+        parser.error(f"--only: choose of {', '.join(BACKBONES)}")
+    split = load("beauty")
+    print(f"{'seconds of an epoch':<19}{ADAMW:>10}", end="")
+    print("".join(f"{f'every {k}':>18}" for k in STEPS))
+    results = {}
+    for name in chosen:
+        results[name] = measure(name, split, options.rounds)
+        seconds, added = results[name]["seconds"], results[name]["SEvo adds"]
+        cells = "".join(
+            f"{seconds[f'every {k}']['median']:9.3f} {added[k]:+8.1%}" for k in STEPS
+        )
+        label = BACKBONES[name].label
+        print(f"{label:<19}{seconds[ADAMW]['median']:10.3f}{cells}", flush=True)
+    if len(chosen) < len(BACKBONES):
+        print("not all backbones: nothing written")
+        return
+    path = save("windows", {"rounds": options.rounds, "backbones": results})
+    plots.save(draw(results), path.with_suffix(".png"))
+    print("written to", path)
+
+
+if __name__ == "__main__":
+    main()
