@@ -72,7 +72,7 @@ def test_a_metric_a_graph_an_optimizer_and_a_format_are_a_line_each(
     written, given = (each.read_text().splitlines() for each in (walks, path))
     assert sorted(written) == sorted(given)
     shown = command("graph", "--data", walks, *plugin, "--kind", "ring").stdout
-    assert "40 items" in shown or "41" in shown
+    assert "ring graph of tiny" in shown
     args = "--model sasrec --width 8 --max-len 6 --epochs 2 --eval-every 1".split()
     args += "--optimizer sevo_lion --graph.kind ring".split()
     args += "--metrics Reciprocal@10 HR@10 --selection Reciprocal@10".split()
@@ -81,9 +81,7 @@ def test_a_metric_a_graph_an_optimizer_and_a_format_are_a_line_each(
     assert result["optimizer"] == "sevo_lion"
     assert set(result["test"]) == {"Reciprocal@10", "HR@10"}
     assert result["test"]["Reciprocal@10"] > 0
-    evaluated = command("evaluate", "run", *plugin).stdout
-    assert "Reciprocal@10" in evaluated
-    assert "sevo_lion" in command("train", "--help", *plugin).stdout
+    assert "Reciprocal@10" in command("evaluate", "run", *plugin).stdout
 
 
 def test_without_the_plugin_the_model_is_unknown(command, path):
