@@ -136,7 +136,7 @@ RECIPES: dict[str, Recipe] = {
     "sr-gnn-toys": _SR_GNN,
     "sr-gnn-tools": _SR_GNN,
     "sr-gnn-ml-1m": _SR_GNN,
-    "sr-gnn-synthetic": _vary(_SR_GNN, **_SMALL, batch_size=256, epochs=20),
+    "sr-gnn-synthetic": _vary(_SR_GNN, **_SMALL, epochs=10),
     "lessr-beauty": _vary(_LESSR, dropout=0.7),
     "lessr-toys": _vary(_LESSR, dropout=0.7),
     "lessr-tools": _vary(_LESSR, dropout=0.7),
