@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -73,6 +72,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
     Raises:
       FileExistsError: if another process, or this one, has it already.
     """
+    # Only POSIX has it, and only who trains needs it.
+    import fcntl
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOCK, "ab") as file:

@@ -1,6 +1,9 @@
 """The arrows between the parts of the package point one way."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import sevo_jax
@@ -84,3 +87,11 @@ def test_every_part_has_its_layer():
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert parts - {"__init__"} == set(LEVEL)
+
+
+def test_only_training_needs_what_posix_alone_has():
+    code = (
+        "import sys; sys.modules['fcntl'] = None; import sevo_jax, sevo_jax.evaluation"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
