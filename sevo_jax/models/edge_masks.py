@@ -281,8 +281,9 @@ _one_way_product.defvjp(_one_way_forward, _one_way_backward)
 
 
 def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows of norm 1; those that are zero stay so, without a gradient."""
+    """Rows of norm 1; those of norm below 1e-12 are zero, without a gradient."""
     squares = jnp.sum(jnp.square(x), axis=1, keepdims=True)
-    return x * jnp.where(
-        squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0
-    )
+    # The row of the padding, which regularization alone moves, gets so small. The
+    # derivative has the power -1.5 of the squares, which would overflow.
+    large = squares > 1e-24
+    return x * jnp.where(large, jax.lax.rsqrt(jnp.where(large, squares, 1)), 0)

@@ -109,6 +109,24 @@ def test_relatedness_of_many_neighbours_stays_finite():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("size", [0, 1e-40, 1e-25, 1e-19, 1e-15, 1e-13, 1e-12, 1e-9])
+@pytest.mark.parametrize("rows", [[0], [3, 7], range(NUM_NODES)])
+def test_relatedness_of_small_rows_has_finite_gradients(size, rows):
+    graph = graph_of(dense_links(0.5))
+    table = jax.random.normal(jax.random.key(0), (NUM_NODES, 4))
+    rows = jnp.asarray(rows)
+    table = table.at[rows].multiply(size)
+    kept = edge_masks.draw_kept(jax.random.key(1), graph.num_entries, 3)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(table):
+        return jnp.sum(edge_masks.relatedness(graph, mirror_of(graph), table, kept))
+
+    value, gradient = total(table)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
 def test_each_hop_keeps_a_part_of_the_one_before():
     kept = edge_masks.draw_kept(jax.random.key(0), 40_000, 3)
     for entries, share in zip(kept, (1 / 2, 1 / 8, 1 / 64), strict=True):

@@ -636,7 +636,7 @@ def test_it_learns_resumes_with_its_mask_and_is_served(optimizer, tmp_path):
     assert evaluate(model, split) == result.test
     rows = Sequences.from_lists([split.train[7], split.train[2]])
     items, _ = recommend(model, rows, 5)
-    scores = np.array(model.score(model.inputs(rows)))
+    scores = np.array(model.score(jnp.asarray(model.inputs(rows))))
     for row, seen, best in zip(scores, rows, items, strict=True):
         row[seen] = -np.inf
         np.testing.assert_array_equal(best, np.argsort(-row)[:5])

@@ -5,6 +5,7 @@ joins them: which leaves move over which graph, with whose decay, rates and mome
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 
 from sevo_jax.training import RECIPES, Trainer
+from sevo_jax.training.epoch import with_parts
 
 # The leaves that SEvo smooths, those of one psi together, and the rows of the item
 # table in front of the items.
@@ -24,6 +26,7 @@ SMOOTHED = {
     "stosa": ([("item_mean",), ("item_covariance",)], 1),
     "bert4rec": ([("item_embedding",), ("output_embedding",)], 2),
     "sr-gnn": ([("item_embedding",)], 1),
+    "maerec": ([("item_embedding",)], 1),
 }
 # So few samples a step that rows are idle; GRU4Rec takes whole users.
 BATCH_SIZE = 8
@@ -106,9 +109,15 @@ def test_steps_are_the_literal_ones(backbone, tiny_split, oracle):
     @jax.jit
     def gradients_at(params, batch, step):
         key = jax.random.key(step)
-        return jax.grad(lambda p: nnx.merge(graphdef, p).loss(batch, rng=key))(params)
 
-    params, _, opt_state = state
+        def loss_of(params):
+            fresh = jax.tree.map(lambda leaf: leaf, carried)
+            model: Any = nnx.merge(graphdef, params, trainer.graphs.model, fresh)
+            return with_parts(model.loss(batch, rng=key))[0]
+
+        return jax.grad(loss_of)(params)
+
+    params, carried, opt_state = state
     expected = leaves(params)
     moments = {name: (np.zeros(e.shape),) * 2 for name, e in expected.items()}
     idle = dict.fromkeys((name for names in groups for name in names), 0)
@@ -131,7 +140,11 @@ def test_steps_are_the_literal_ones(backbone, tiny_split, oracle):
             leaf, expected[name], rtol=1e-5, atol=1e-6, err_msg=name
         )
     # Without idle rows the correction would not have been seen at work. The gradient
-    # of a softmax over all items has none.
-    table = {"bert4rec": "output_embedding", "sr-gnn": "item_embedding"}.get(backbone)
+    # of a softmax over all items has none, nor has that of a regularization.
+    table = {
+        "bert4rec": "output_embedding",
+        "sr-gnn": "item_embedding",
+        "maerec": "item_embedding",
+    }.get(backbone)
     idle.pop(table, None)
     assert all(idle.values())
