@@ -19,10 +19,13 @@ import figure4
 import figure5
 import figure6
 import figure7
+import figure8
+import multiplex
 import study
 import summary
 import table3
 import table4
+import table5
 import tuning
 from tables import markdown
 
@@ -44,7 +47,10 @@ PARTS: dict[str, Callable[[], str]] = {
             "figure5": figure5.all_cells,
             "figure6": lambda: figure6.CELLS,
             "figure7": lambda: figure7.CELLS,
+            "table5": lambda: table5.CELLS,
+            "figure8": lambda: figure8.CELLS,
             "every": lambda: every.CELLS,
+            "multiplex": lambda: multiplex.CELLS,
         }.items()
     },
     "smoothing": summary.smoothing,

@@ -97,10 +97,7 @@ def train(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, Any]
             # A result, too. Of several, nobody knows which: they end where one does.
             for job in chosen:
                 about = {"dataset": job.dataset, "seed": job.seed}
-                yield (
-                    job,
-                    {"diverged": str(error), "recipe": job.recipe.to_dict()} | about,
-                )
+                yield job, {"diverged": str(error), "recipe": _recipe(job)} | about
             continue
         for job, result in zip(chosen, results, strict=True):
             yield job, _values(job, result)
@@ -139,7 +136,7 @@ def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
 
 
 def _values(job: Job, result: RunResult) -> dict[str, Any]:
-    values = result.to_dict()
+    values = result.to_dict() | {"recipe": _recipe(job)}
     if not job.test:
         del values["test"]
     if not any(values["parts"]):
@@ -149,3 +146,11 @@ def _values(job: Job, result: RunResult) -> dict[str, Any]:
         each["epoch"]: each["valid"]["NDCG@10"] for each in history
     }
     return values
+
+
+def _recipe(job: Job) -> dict[str, Any]:
+    """The recipe as JSON, of a file its name: the folder is of this machine."""
+    recipe = job.recipe.to_dict()
+    if job.recipe.graph.attributes is not None:
+        recipe["graph"]["attributes"] = Path(job.recipe.graph.attributes).name
+    return recipe

@@ -11,6 +11,8 @@ from sevo_jax.training import RECIPES, Recipe
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("SEVO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+GENRES = DATA / "ml-1m_item2genres.json"
+
 
 class Backbone(NamedTuple):
     """A model and the graph that SEvo smooths it over.

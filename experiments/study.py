@@ -52,11 +52,16 @@ class Cell:
     def recipe(self) -> Recipe:
         """The paper's with the changes."""
         recipe = recipe_of(self.backbone, self.dataset, "sevo_adamw")
+        parts: dict[str, dict[str, Any]] = {}
         for name, value in self.changes.items():
             part, _, key = name.partition(".")
-            changed = dataclasses.replace(getattr(recipe, part), **{key: value})
-            recipe = dataclasses.replace(recipe, **{part: changed})
-        return recipe
+            parts.setdefault(part, {})[key] = value
+        # All of a part at once: some fields go together only.
+        changed = {
+            part: dataclasses.replace(getattr(recipe, part), **values)
+            for part, values in parts.items()
+        }
+        return dataclasses.replace(recipe, **changed)
 
     def job(self, seed: int, quick: bool = False) -> Job:
         """The run from a seed; a quick one goes elsewhere, it is no evidence."""
@@ -242,4 +247,6 @@ def _describe(name: str, value: Any) -> str:
     key = name.partition(".")[2]
     if isinstance(value, bool):
         return key if value else f"no-{key}"
-    return f"{key}{value:g}" if isinstance(value, int | float) else str(value)
+    # Of a file only what it is called: its folder is of this machine.
+    is_number = isinstance(value, int | float)
+    return f"{key}{value:g}" if is_number else Path(str(value)).stem

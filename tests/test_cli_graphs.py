@@ -224,3 +224,17 @@ def test_a_run_over_shared_attributes(log, tmp_path, monkeypatch, capsys):
     # Without the file the run is served.
     path.unlink()
     assert sevo("evaluate", "run") == 0
+
+
+def test_a_run_over_a_weighted_sum(log, tmp_path, capsys):
+    kind = ["--graph.kind", "user-item+item-item", "--graph.share"]
+    for share in ("0", "0.5"):
+        assert train(log, tmp_path / share, *kind, share, epochs=1) == 0
+    assert train(log, tmp_path / "users", "--graph.kind", "user-item", epochs=1) == 0
+    losses = {
+        name: result_of(tmp_path / name)["losses"] for name in ("0", "0.5", "users")
+    }
+    assert losses["0"] == losses["users"] != losses["0.5"]
+    assert load(tmp_path / "0.5").recipe.graph.share == 0.5
+    command = ["--data", log, "--kind", kind[1], "--share", "0.5"]
+    fails(capsys, sevo("graph", *command), "two graphs: build each of them by itself")

@@ -3,13 +3,17 @@
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import documents
 import figure5
+import figure8
 import jobs
+import numpy as np
 import paper
 import pytest
 import sampling
@@ -22,7 +26,7 @@ import tuning
 from sevo_jax.data import write
 from sevo_jax.data.synthetic import planted
 from sevo_jax.evaluation import PAPER_METRICS
-from sevo_jax.training import Recipe, Trainer, find_recipe
+from sevo_jax.training import Recipe, Trainer, find_recipe, load
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NO_SCRIPTS = {"jobs", "paper", "smoothness", "study", "tables"}
@@ -148,6 +152,8 @@ def test_equal_recipes_have_equal_results():
     found = {}
     for path in STORED:
         result = json.loads(path.read_text())
+        if "valid" not in result:  # It diverged, or holds what is drawn alone.
+            continue
         recipe = Recipe.from_dict(result["recipe"])
         key = (json.dumps(recipe.to_dict()), result["dataset"], result["seed"])
         numbers = found.setdefault(key, result["valid"])
@@ -244,7 +250,8 @@ def test_both_ways_of_sampling_are_shown():
 # Studies
 
 
-STUDIES = {"table4", "figure4", "figure5", "figure6", "figure7", "every"}
+TABLES = {"table4", "table5", "multiplex"}
+STUDIES = TABLES | {"figure4", "figure5", "figure6", "figure7", "figure8", "every"}
 
 
 def cells_of(name) -> list[study.Cell]:
@@ -275,11 +282,14 @@ def test_runs_of_studies_go_by_what_they_change():
     assert "sasrec-beauty-no-rescale-seed0.json" in named
     assert "sasrec-beauty-iterative-beta0.7-seed0.json" in named
     assert "sasrec-beauty-max_len10-first-seed0.json" in named
+    genres = "attributes-ml-1m_item2genres"
+    assert f"sasrec-ml-1m-{genres}-beta0.5-seed0.json" in named
+    assert f"sasrec-ml-1m-item-item+{genres}-share0.5-seed1.json" in named
     # No run is done under two names.
     assert len(set(runs.values())) == len(runs)
 
 
-@pytest.mark.parametrize("name", sorted(STUDIES))
+@pytest.mark.parametrize("name", sorted(STUDIES - {"figure8"}))
 def test_what_a_study_shares_with_table_3_is_its_run(name):
     folders = {cell.job(0).folder for cell in cells_of(name)}
     assert folders == {study.FOLDER, table3.FOLDER}
@@ -294,13 +304,14 @@ def test_the_table_of_a_study_says_what_is_not_run(name, monkeypatch, capsys):
     assert all("| not run |" in line for line in lines[2:])
 
 
-@pytest.mark.parametrize("name", sorted(STUDIES - {"table4"}))
+@pytest.mark.parametrize("name", sorted(STUDIES - TABLES))
 @pytest.mark.parametrize("known", [True, False])
 def test_a_study_is_drawn(name, known, monkeypatch, tmp_path):
     metrics = dict.fromkeys(PAPER_METRICS, 0.25)
     points = {str(epoch): 0.5 for epoch in (0, 5)}
     result = {"test": metrics, "valid": metrics, "losses": [2.0, 1.0]}
     result |= dict.fromkeys(("before", "after", "embedding"), points)
+    result |= {"points": [[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]], "groups": [0, 5, 5]}
     results = {0: result, 2: result} if known else {}
     monkeypatch.setattr(study.Cell, "results", lambda cell, quick=False: results)
     monkeypatch.setattr(jobs.Job, "result", lambda job: results.get(job.seed))
@@ -389,3 +400,80 @@ def test_the_search_takes_the_best_that_has_not_diverged(monkeypatch):
     assert job.full_name == "search-sasrec-beauty-sevo_sgd-lr1-seed0"
     monkeypatch.setattr(jobs.Job, "result", lambda job: None)
     assert figure5.chosen("beauty", "sgd", False) is None
+
+
+@pytest.fixture
+def tiny_movies(tiny_study, monkeypatch):
+    """The built-in log as MovieLens, each of its items of one or two genres."""
+    log = planted()
+    write(log, tiny_study / "ml-1m.txt")
+    genres = [name for group in figure8.GROUPS for name in group]
+    items = log.item_ids.tolist()
+    table = {str(item): genres[i % 18 : i % 18 + 2] for i, item in enumerate(items)}
+    path = tiny_study / "genres.json"
+    path.write_text(json.dumps(table))
+    monkeypatch.setattr(figure8, "GENRES", path)
+    return path
+
+
+def on_tiny_movies(cell, path):
+    """A cell of MF-BPR on the items that follow each other, or share a genre."""
+    changes = dict(cell.changes)
+    if "graph.attributes" in changes:
+        changes["graph.attributes"] = str(path)
+    return dataclasses.replace(cell, changes=changes, backbone="mf-bpr-ii")
+
+
+@pytest.mark.parametrize("name", ["table5", "multiplex"])
+def test_a_study_of_graphs_is_run_quickly(name, tiny_movies, tiny_study):
+    cells = cells_of(name)
+    if name == "table5":
+        cells = [on_tiny_movies(cell, tiny_movies) for cell in cells]
+    else:
+        kept = [cell for cell in cells if cell.backbone == "mf-bpr-ui"]
+        summed = [cell for cell in cells if cell.changes.get("graph.share") == 0.5]
+        directed = [cell for cell in cells if cell.label.endswith("of a walk")]
+        cells = kept[:2] + [
+            on_tiny_movies(cell, tiny_movies) for cell in (summed[0], *directed)
+        ]
+    options = argparse.Namespace(seeds=[0], only=[""], quick=True, work=tiny_study)
+    study.run(cells, options)
+    rows = study.table(cells, quick=True)
+    assert [row[2] for row in rows[1:]] == ["1"] * len(cells)
+    for path in (tiny_study / "quick" / "results").iterdir():
+        graph = json.loads(path.read_text())["recipe"]["graph"]
+        assert graph["attributes"] in (None, "genres.json"), "a folder of this machine"
+
+
+def test_items_are_projected_by_their_embeddings(tiny_movies, tiny_study, monkeypatch):
+    """With a stand-in for UMAP: the points are the first two columns of the table."""
+
+    class FirstTwo:
+        def __init__(self, **options):
+            assert options == {"random_state": 0, "n_jobs": 1}
+
+        def fit_transform(self, table):
+            return table[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=FirstTwo))
+    cell = on_tiny_movies(figure8.CELLS[-1], tiny_movies)
+    job = figure8.umap_job(cell, 0, quick=True)
+    jobs.do([job], tiny_study / "work", figure8.project)
+    result = job.result()
+    model = load(tiny_study / "work" / cell.job(0, quick=True).full_name).model
+    assert result and result["groups"][:5] == [0, 0, 0, 0, 1]
+    np.testing.assert_allclose(
+        result["points"], model.item_embedding[:, :2], atol=0.0051
+    )
+
+
+def test_a_movie_is_of_the_group_of_most_of_its_genres():
+    assert figure8.group_of(["Drama", "Sci-Fi", "War"]) == 2
+    assert figure8.group_of(["Action", "Drama"]) == 0
+    assert figure8.group_of(["Documentary"]) == 5
+
+
+def test_umap_is_asked_for_before_anything_is_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="UMAP is missing: pip install"):
+        run("figure8", monkeypatch, "run")

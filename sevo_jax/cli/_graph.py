@@ -72,6 +72,11 @@ def graph(args: Sequence[str]) -> None:
     offset = MODELS[recipe.model].item_offset
     default = Graph(recipe=name, item_offset=offset, graph=recipe.graph)
     options = parse(Graph, "graph", args, default)
+    if options.load is None and len(options.graph.parts) > 1:
+        raise ValueError(
+            f"--kind is {options.graph.kind}, an operator that train and compare make "
+            "of two graphs: build each of them by itself"
+        )
     adjacency, title, names = _obtain(options)
     matrix = operators.to_scipy(adjacency)
     print(title)
@@ -91,7 +96,8 @@ def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
     else:
         assert log is not None
         title = f"{options.graph.kind} graph of {log.name}"
-        adjacency = kinds.build(options.graph, leave_one_out(log), options.item_offset)
+        split = leave_one_out(log)
+        adjacency: Any = kinds.build(options.graph, split, options.item_offset)
     # The graph of users and items has the users in front.
     users: list[str] = []
     if log is not None and options.graph.links == "user-item":

@@ -115,6 +115,51 @@ def test_the_items_that_share_an_attribute(split, genres):
     assert config.links == "item-item"
 
 
+def normalised(graph):
+    dense = np.asarray(graph.todense(), np.float64)
+    degrees = dense.sum(axis=1)
+    scale = np.divide(
+        1, np.sqrt(degrees), out=np.zeros_like(degrees), where=degrees > 0
+    )
+    return scale[:, None] * dense * scale
+
+
+def test_the_flow_from_each_item_to_those_that_follow(split, to_dense):
+    config = kinds.GraphConfig("item-item-directed", max_hop=2)
+    edges = graphs.cooccurrence(
+        split.train, 5, max_len=50, max_hop=2, item_offset=1, directed=True
+    )
+    expected = graphs.from_directed(edges)
+    built = kinds.build(config, split, 1)
+    np.testing.assert_array_equal(to_dense(built), to_dense(expected))
+
+
+def test_a_sum_of_sequences_and_attributes(split, genres):
+    config = kinds.GraphConfig("item-item+attributes", attributes=genres, share=0.25)
+    operator = kinds.build(config, split, 1)
+    parts = kinds.GraphConfig(), kinds.GraphConfig("attributes", attributes=genres)
+    one, two = (normalised(kinds.build(part, split, 1)) for part in parts)
+    found = operator @ np.eye(6, dtype=np.float32)
+    np.testing.assert_allclose(found, 0.75 * one + 0.25 * two, atol=1e-6)
+    assert config.links == "item-item" and kinds.checksum(config)
+
+
+@pytest.mark.parametrize("kind", ["user-item+item-item", "item-item+user-item"])
+def test_a_sum_of_users_and_sequences(split, kind):
+    config = kinds.GraphConfig(kind, share=0.4)
+    assert config.links == "user-item"
+    operator = kinds.build(config, split, 1)
+    terms = {
+        part: normalised(kinds.build(kinds.GraphConfig(part), split, 1))
+        for part in config.parts
+    }
+    users = split.num_users
+    terms["item-item"] = np.pad(terms["item-item"], ((users, 0), (users, 0)))
+    first, second = (terms[part] for part in config.parts)
+    found = operator @ np.eye(users + 6, dtype=np.float32)
+    np.testing.assert_allclose(found, 0.6 * first + 0.4 * second, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,6 +167,12 @@ def test_the_items_that_share_an_attribute(split, genres):
             dict(kind="items"),
             "GraphConfig.kind is 'items': it must be one of item-item",
         ),
+        (dict(kind="item-item+items"), "is 'item-item.items': .* joined by .$"),
+        (dict(kind="user-item+item-item+user-item"), "or two of them joined by"),
+        (dict(kind="user-item+item-item"), "share is None: it must be 0 to 1, as the"),
+        (dict(kind="user-item+item-item", share=1.5), "share is 1.5: it must be 0 to"),
+        (dict(share=0.5), "share is 0.5: it must be None, as the kind is item-item"),
+        (dict(kind="item-item+attributes", share=0.5), "attributes is None: .* a file"),
         (dict(max_len=1), "GraphConfig.max_len is 1: it must be at least 2"),
         (dict(max_hop=0), "GraphConfig.max_hop is 0: it must be at least 1"),
         (dict(keep="middle"), "GraphConfig.keep is 'middle'"),
