@@ -34,15 +34,15 @@ class BERT4RecConfig:
     """Hyper-parameters of `BERT4Rec`.
 
     Attributes:
-      max_len: Longest input, the most recent items of a user; when ranking, one
+      max_len: longest input, the most recent items of a user; when ranking, one
         less and the mask.
-      width: Size of the item embeddings and of every layer; a feed-forward layer is
+      width: size of the item embeddings and of every layer; a feed-forward layer is
         four times as wide inside.
-      num_heads: Attention heads, a divisor of `width`.
-      num_blocks: Blocks of attention and feed-forward.
-      dropout: Rate in [0, 1) on embeddings, attention weights and feed-forward.
-      mask_prob: Share in (0, 1] of the items that are hidden in training.
-      sampling: How training draws the users of an epoch, each once ("users") or as
+      num_heads: attention heads, a divisor of `width`.
+      num_blocks: blocks of attention and feed-forward.
+      dropout: rate in [0, 1) on embeddings, attention weights and feed-forward.
+      mask_prob: share in (0, 1] of the items that are hidden in training.
+      sampling: how training draws the users of an epoch, each once ("users") or as
         four loading processes do ("loaders"); see `MaskedEpochs`.
     """
 
@@ -103,9 +103,9 @@ class BERT4Rec(SequenceModel):
     the softmax both do.
 
     Args:
-      num_items: How many items there are.
+      num_items: how many items there are.
       config: Hyper-parameters.
-      rngs: Source of the initial values (stream `params`).
+      rngs: source of the initial values (stream `params`).
 
     Examples:
       >>> import numpy as np
@@ -158,8 +158,8 @@ class BERT4Rec(SequenceModel):
         too. It is 0 where nothing is hidden.
 
         Args:
-          batch: One step.
-          rng: Key of the step's dropout; None trains without dropout.
+          batch: one step.
+          rng: key of the step's dropout; None trains without dropout.
         """
         features = self._features(batch.inputs, batch.segments, batch.positions, rng)
         features = features.reshape(-1, self.config.width)[batch.masked]
@@ -180,7 +180,7 @@ class BERT4Rec(SequenceModel):
         Those of the pads mean nothing.
 
         Args:
-          inputs: Rows of the item table, 1 for a hidden item, 0 for the pads (see
+          inputs: rows of the item table, 1 for a hidden item, 0 for the pads (see
             `inputs`). A frame narrower than `max_len` stands for one with that
             many more pads.
         """
@@ -211,8 +211,8 @@ class BERT4Rec(SequenceModel):
         that holds the longest sequence and the mask, and `max_len` at most.
 
         Args:
-          sequences: Items of each user, `0..num_items-1`, the oldest first.
-          users: Who they are, which makes no difference.
+          sequences: items of each user, `0..num_items-1`, the oldest first.
+          users: ignored.
 
         Raises:
           ValueError: If an item is out of range.

@@ -39,8 +39,8 @@ def look_up(
     make a table each and sum them, and a stack of ids would be padded piece by piece.
 
     Args:
-      table: Of embeddings.
-      ids: Rows of it, `0..n-1`.
+      table: of embeddings.
+      ids: rows of it, `0..n-1`.
 
     Examples:
       >>> table = jnp.arange(6.0).reshape(3, 2)
@@ -180,9 +180,9 @@ def dropout(x: Array, rate: float, key: jax.Array | None) -> Array:
     rate is rounded to a multiple of 2**-16, and the scale is that of the rounded rate.
 
     Args:
-      x: Any shape.
-      rate: In [0, 1).
-      key: None leaves `x` as it is.
+      x: any shape.
+      rate: in [0, 1).
+      key: none leaves `x` as it is.
     """
     if key is None or rate == 0:
         return x
