@@ -182,7 +182,7 @@ def dropout(x: Array, rate: float, key: jax.Array | None) -> Array:
     Args:
       x: any shape.
       rate: in [0, 1).
-      key: none leaves `x` as it is.
+      key: None leaves `x` as it is.
     """
     if key is None or rate == 0:
         return x
