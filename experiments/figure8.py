@@ -52,7 +52,7 @@ def umap_job(cell: Cell, seed: int, quick: bool = False) -> Job:
 def project(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
     """The items of trained models in two dimensions, which are trained if need be."""
     # Of the extra `experiments`, and slow to import.
-    from umap import UMAP
+    from umap import UMAP  # pyright: ignore[reportMissingImports]
 
     for job in jobs:
         trained = dataclasses.replace(job, name=job.name.removesuffix(SUFFIX))

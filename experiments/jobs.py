@@ -136,7 +136,8 @@ def _claim(stack: contextlib.ExitStack, path: Path) -> bool:
 
 
 def _values(job: Job, result: RunResult) -> dict[str, Any]:
-    values = result.to_dict() | {"recipe": _recipe(job)}
+    values = result.to_dict()
+    values["recipe"] = _recipe(job)
     if not job.test:
         del values["test"]
     if not any(values["parts"]):

@@ -1,5 +1,8 @@
 """The flow of a random walk over directed edges, against dense algebra in float64."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
@@ -44,7 +47,7 @@ def stationary(edges, teleport):
 
 
 def operator_of(graph):
-    with_identity = sevo.prepare(graph) @ np.eye(graph.shape[0], dtype=np.float32)
+    with_identity = sevo.prepare(graph) @ jnp.eye(graph.shape[0])
     return np.asarray(with_identity, np.float64)
 
 
@@ -130,8 +133,8 @@ def test_input_is_left_alone(form):
 
 def test_directed_sequences(to_dense):
     rows = [[0, 1, 2, 2], [2, 1, 3], [3, 1]]
-    for options in (dict(max_hop=2), dict(max_hop=3, weighting="frequency")):
-        options |= dict(item_offset=1, num_nodes=6)
+    for weighting in ("distance", "frequency"):
+        options: Any = dict(max_hop=2, weighting=weighting, item_offset=1, num_nodes=6)
         one_way = np.asarray(cooccurrence(rows, 4, directed=True, **options).todense())
         both = to_dense(cooccurrence(rows, 4, **options))
         np.testing.assert_allclose(one_way + one_way.T, both, rtol=1e-6)

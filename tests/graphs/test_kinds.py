@@ -1,6 +1,7 @@
 """The graphs of a recipe, on logs in which users repeat items, against loops."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_binary_links_items_that_are_near_and_each_to_itself():
                 repeated += one == other
     assert repeated > 0
     config = kinds.GraphConfig("item-item-binary", max_len=None, max_hop=3)
-    graph = kinds.build(config, split, item_offset=2)
+    graph: Any = kinds.build(config, split, item_offset=2)
     np.testing.assert_array_equal(graph.todense(), expected)
     assert graph.indices_sorted and graph.unique_indices
 
@@ -110,7 +111,7 @@ def test_the_items_that_share_an_attribute(split, genres):
     expected = graphs.shared_attributes(
         {0: ["War"], 2: ["War"], 4: ["Drama"], 3: ["Drama", "War"]}, 5, item_offset=1
     )
-    built = kinds.build(config, split, 1)
+    built: Any = kinds.build(config, split, 1)
     np.testing.assert_array_equal(built.todense(), expected.todense())
     assert config.links == "item-item"
 
@@ -130,13 +131,13 @@ def test_the_flow_from_each_item_to_those_that_follow(split, to_dense):
         split.train, 5, max_len=50, max_hop=2, item_offset=1, directed=True
     )
     expected = graphs.from_directed(edges)
-    built = kinds.build(config, split, 1)
+    built: Any = kinds.build(config, split, 1)
     np.testing.assert_array_equal(to_dense(built), to_dense(expected))
 
 
 def test_a_sum_of_sequences_and_attributes(split, genres):
     config = kinds.GraphConfig("item-item+attributes", attributes=genres, share=0.25)
-    operator = kinds.build(config, split, 1)
+    operator: Any = kinds.build(config, split, 1)
     parts = kinds.GraphConfig(), kinds.GraphConfig("attributes", attributes=genres)
     one, two = (normalised(kinds.build(part, split, 1)) for part in parts)
     found = operator @ np.eye(6, dtype=np.float32)
@@ -148,7 +149,7 @@ def test_a_sum_of_sequences_and_attributes(split, genres):
 def test_a_sum_of_users_and_sequences(split, kind):
     config = kinds.GraphConfig(kind, share=0.4)
     assert config.links == "user-item"
-    operator = kinds.build(config, split, 1)
+    operator: Any = kinds.build(config, split, 1)
     terms = {
         part: normalised(kinds.build(kinds.GraphConfig(part), split, 1))
         for part in config.parts
@@ -190,7 +191,8 @@ def test_a_kind_is_a_function_and_a_line(split, monkeypatch):
         return graphs.cooccurrence([[*range(5), 0]], 5, item_offset=item_offset)
 
     monkeypatch.setitem(kinds.KINDS, "ring", kinds.Kind("item-item", ring))
-    assert kinds.build(kinds.GraphConfig("ring"), split, 1).shape == (6, 6)
+    built: Any = kinds.build(kinds.GraphConfig("ring"), split, 1)
+    assert built.shape == (6, 6)
 
 
 def test_attributes_belong_to_their_kind(genres):

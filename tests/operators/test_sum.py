@@ -65,7 +65,7 @@ def test_every_form_of_a_graph(relations, expected, x64):
     mixed.append(sevo.prepare(scipy.sparse.csr_array(third)))
     close(matrix(weighted_sum(mixed, WEIGHTS)), expected)
     # A sum is an operator, of which there is a sum.
-    inner = weighted_sum(relations[:2], np.array([0.625, 0.375]))
+    inner = weighted_sum(relations[:2], [0.625, 0.375])
     close(matrix(weighted_sum([inner, third], [0.8, 0.2])), expected)
 
 
@@ -76,7 +76,7 @@ def test_ends_of_the_weights(relations, x64):
         graph = weighted_sum(relations, weights)
         assert graph.num_entries == one.num_entries
         np.testing.assert_array_equal(matrix(graph), matrix(one))
-    np.testing.assert_array_equal(matrix(weighted_sum([one], [1])), matrix(one))
+        np.testing.assert_array_equal(matrix(weighted_sum([one], [1])), matrix(one))
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1), beta=st.floats(0, 0.999))
@@ -121,7 +121,8 @@ def test_argument_of_a_compiled_update(relations, oracle, rng, x64):
 
     for weights in (WEIGHTS, (0.1, 0.2, 0.7)):
         graph = weighted_sum(relations, weights)
-        a = sum(w * oracle.normalised(r) for w, r in zip(weights, relations))
+        terms = [w * oracle.normalised(r) for w, r in zip(weights, relations)]
+        a = np.sum(terms, axis=0)
         x = np.asarray(table["item_embedding"])
         series = x + 0.9 * a @ x + 0.81 * a @ a @ x
         found = update(table, graph)["item_embedding"]
