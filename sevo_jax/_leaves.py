@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeGuard
 
 import jax
@@ -27,6 +28,8 @@ RowAxis: TypeAlias = int | Mapping[Any, int] | None
 
 # The key of a graph that is given without a name.
 WHOLE_TREE = ""
+
+_taken: ContextVar[int] = ContextVar("the id of active_rows", default=0)
 
 
 def by_name(graphs: Graphs) -> TypeGuard[Mapping[LeafName, AdjacencyLike]]:
@@ -189,6 +192,7 @@ def active_rows_by_leaf(
     masks: list[jax.Array | None] = [None] * len(leaves.paths)
     if active_rows is None:
         return masks
+    _taken.set(id(active_rows))
     if not isinstance(active_rows, Mapping):
         active_rows = {WHOLE_TREE: active_rows}
     for name, mask in active_rows.items():
@@ -212,6 +216,19 @@ def active_rows_by_leaf(
                 )
             masks[position] = mask
     return masks
+
+
+def check_taken(active_rows: Any) -> None:
+    """Refuses active rows that no moments before in the chain were corrected by.
+
+    Optax gives extra arguments to all of a chain, and who takes one is not said: so the
+    last that were taken are remembered.
+    """
+    if active_rows is not None and _taken.get() != id(active_rows):
+        raise ValueError(
+            "active_rows has no effect here: nothing before scale_by_sevo takes it; "
+            "put scale_by_moment_corrected_adam there, or leave it out"
+        )
 
 
 class _Leaves:

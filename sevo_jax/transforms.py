@@ -14,6 +14,7 @@ from sevo_jax._leaves import (
     Graphs,
     RowAxis,
     check_row_axis,
+    check_taken,
     find_tables,
     prepare_graphs,
     replace_graphs,
@@ -94,12 +95,14 @@ def scale_by_sevo(
       out of the compiled program, and may differ from step to step. With more nodes
       than before, give parameters and state the new rows first:
       :func:`sevo_jax.carry_over`. It also takes ``flush=``, a boolean that may be
-      traced: whether to propagate what is pending in this update already.
+      traced: whether to propagate what is pending in this update already. What is
+      active (``active_rows=``) a transformation before this one must take.
 
     Raises:
       ValueError, TypeError: at once for a bad graph, ``beta``, ``num_layers`` or
         ``every``; from ``init`` and ``update`` if a name matches no leaf or a table
-        does not fit, or the state was made with another ``every``.
+        does not fit, or the state was made with another ``every``; from ``update`` if
+        nothing takes ``active_rows``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -180,10 +183,12 @@ def scale_by_sevo(
         *,
         graphs: Graphs | None = None,
         flush: Any = False,
+        active_rows: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleBySevoState]:
         del params
         check_extra_args(extra_args)
+        check_taken(active_rows)
         operators = replace_graphs(bound, graphs)
         strength = beta(state.step) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)

@@ -836,6 +836,26 @@ def test_active_rows_without_effect_are_refused(name):
     tx.update(grads, tx.init(params), params, active_rows=None)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda tx: tx, lambda tx: optax.apply_if_finite(tx, 1)]
+)
+@pytest.mark.parametrize("name", ["item", ""])
+def test_active_rows_that_nothing_takes_are_refused(wrap, name):
+    params = {"item": jnp.ones((3, 2))}
+    smoothing = sevo.scale_by_sevo({"item": np.ones((3, 3)) - np.eye(3)})
+    mask = jnp.array([True, False, True])
+    rows = {name: mask} if name else mask
+
+    def update(*before):
+        tx = wrap(optax.chain(*before, smoothing))
+        jax.jit(tx.update)(params, tx.init(params), params, active_rows=rows)
+
+    update(sevo.scale_by_moment_corrected_adam(), optax.clip(1.0))
+    for before in ([], [optax.scale_by_adam()]):
+        with pytest.raises(ValueError, match="no effect here: nothing before"):
+            update(*before)
+
+
 def test_misspelt_arguments_are_refused(case):
     params, (grads, *_) = case.params(), case.gradients()
     tx = optax.chain(optax.clip(1e6), case.make())
