@@ -18,8 +18,7 @@ from sevo_jax.data import InteractionLog, leave_one_out, planted, read, write
 from sevo_jax.evaluation import PAPER_METRICS
 from sevo_jax.models import MODELS, SASRec, SASRecConfig
 from sevo_jax.reports.comparison import RUN_KEYS, format_table, read_results
-from sevo_jax.training import RECIPES, GraphConfig, Recipe, load
-from sevo_jax.training import trainer as trainer_module
+from sevo_jax.training import RECIPES, GraphConfig, Recipe, assembly, load
 
 SMALL = "--width 8 --max-len 6 --batch-size 64 --epochs 2 --eval-every 1".split()
 
@@ -382,7 +381,7 @@ def test_resume_skips_finished_runs(compared, path, monkeypatch, capsys):
     def refuse(*_):
         raise AssertionError("a finished run is trained again")
 
-    monkeypatch.setattr(trainer_module, "train_epoch", refuse)
+    monkeypatch.setattr(assembly, "train_epoch", refuse)
     before = read_results(compared / "results.json")
     args = ["--data", f"{path}", "--output", f"{compared}", "--seeds", "3", "1"]
     assert main(["compare", *args, "--resume", *SMALL]) == 0
