@@ -18,6 +18,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process may have 65,530 memory maps, and each compiled program takes three."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
