@@ -1,4 +1,4 @@
-"""The tables of README on speed, which `experiments/documents.py` writes there."""
+"""The tables on speed, which `experiments/documents.py` writes into documents."""
 
 import json
 from typing import Any
@@ -48,6 +48,38 @@ def backbones() -> str:
         added = f"{100 * found[name]['SEvo over AdamW']:.0f} %"
         cells = [f"{each:.1f}" for each in faster]
         rows.append([BACKBONES[name].label, *cells, added])
+    return markdown(rows)
+
+
+def windows() -> str:
+    """What SEvo adds to an epoch of AdamW, by the number of steps of a window."""
+    found = read("windows")["backbones"]
+    steps = list(next(iter(found.values()))["SEvo adds"])
+    rows = [["SEvo adds to an epoch, Beauty", "AdamW", *(f"k = {k}" for k in steps)]]
+    for name, each in found.items():
+        plain = each["seconds"]["adamw"]
+        label, added = BACKBONES[name].label, each["SEvo adds"]
+        cells = [f"{100 * added[k]:+.0f} %" for k in steps]
+        rows.append([label, f"{plain['median']:.2f} s", *cells])
+    return markdown(rows)
+
+
+def step() -> str:
+    """A step in multiples of AdamW's, and the bytes it reads and writes."""
+    names = {"sevo_adamw": "every step", "every 8": "every 8 steps"}
+    names |= {"fused": "as one function", "correction": "without ψ"}
+    heads = [*names.values(), "passes"]
+    rows = [["a step, rows x width", "AdamW", *heads]]
+    for each in read("optimizer_step"):
+        seconds, passes = each["seconds a step"], each["passes over the table"]
+        plain = seconds["AdamW"]["min"]
+        cells = [
+            f"{seconds[name]['min'] / plain:.1f}" if name in seconds else ""
+            for name in names
+        ]
+        count = " / ".join(f"{passes[n]:.0f}" for n in ("AdamW", *list(names)[:2]))
+        table = f"{each['nodes']:,} x {each['width']}"
+        rows.append([table, f"{1e3 * plain:.2f} ms", *cells, count])
     return markdown(rows)
 
 

@@ -59,7 +59,9 @@ def test_the_page_names_every_script(name):
     [
         (["table3", "table"], "mean improvement"),
         (["table3", "table", "--markdown"], "| Beauty | SASRec |"),
+        (["table3", "table"], "lightgcn"),
         (["tuning", "table"], "the recipe"),
+        (["tuning", "table", "--only", "lessr"], "LESSR"),
         (["tuning", "table", "--dataset", "tools", "--markdown"], "| GRU4Rec |"),
         (["sampling", "table"], "the authors, SEvo, 5 seeds"),
     ],
@@ -164,7 +166,7 @@ def test_equal_recipes_have_equal_results():
 def test_a_stored_recipe_is_that_of_its_job():
     for make, folder in ((table3.job, "table3"), (table3.authors_job, "sampling")):
         paths = {path for path in STORED if path.parent.name == folder}
-        for backbone in paper.BACKBONES:
+        for backbone in table3.MODELS:
             if make is table3.authors_job and backbone not in table3.AUTHORS_SAMPLING:
                 continue
             for dataset in paper.DATASETS:
@@ -236,10 +238,39 @@ def test_spreads_are_of_several_seeds():
 
 def test_the_tuned_recipe_is_described_by_what_differs():
     recipe = find_recipe("stosa-beauty")
-    assert tuning.describe_change(recipe, recipe) == "the recipe"
+    assert tuning.describe_change("stosa", recipe, recipe) == "the recipe"
     other = tuning.with_value(recipe, "dropout", 0.4)
     other = tuning.with_value(other, "learning_rate", 5e-3)
-    assert tuning.describe_change(recipe, other) == "dropout 0.4, rate 0.005"
+    assert tuning.describe_change("stosa", recipe, other) == "dropout 0.4, rate 0.005"
+
+
+@pytest.mark.parametrize("backbone", tuning.GRIDS)
+def test_a_search_changes_what_its_model_has(backbone):
+    recipe = paper.recipe_of(backbone, "beauty", "adamw")
+    names = set()
+    for name, values in tuning.GRIDS[backbone].items():
+        if tuning.value_of(recipe, name) is None:
+            assert name == "dropout"  # MF-BPR has none.
+            continue
+        for value in values:
+            changed = tuning.with_value(recipe, name, value)
+            assert tuning.value_of(changed, name) == value
+            assert changed.epochs == recipe.epochs
+            names.add(tuning.search_job(backbone, "beauty", changed).name)
+    assert len(names) >= 6
+
+
+def test_graph_models_stand_beside_the_paper():
+    head, *rows = table3.graph_models()
+    assert len(rows) == 16 and {len(row) for row in rows} == {len(head)}
+    assert rows[0][:2] == ["Beauty", "LightGCN"] and rows[0][4] == "0.0240"
+
+
+def test_progress_is_that_of_the_stored_runs():
+    _, plain, sevo = table3.progress()
+    assert plain[0] == "AdamW" and sevo[0] == "SEvo-AdamW"
+    stored = json.loads((table3.FOLDER / "sasrec-beauty-adamw-seed0.json").read_text())
+    assert 0.9 < stored["valid NDCG@10"]["200"] / float(plain[-1].split()[0]) < 1.1
 
 
 def test_both_ways_of_sampling_are_shown():

@@ -195,7 +195,10 @@ def _draw(results: Sequence[RunResult], selection: str, output: Path) -> None:
     def smoothness(result: RunResult) -> dict[int, float]:
         return {each["epoch"]: each["relative_smoothness"] for each in result.history}
 
-    plots.save(plots.training_loss(curves(loss)), output / "training_loss.png")
-    validation = plots.validation(curves(metric), selection)
-    plots.save(validation, output / "validation.png")
-    plots.save(plots.smoothness(curves(smoothness)), output / "smoothness.png")
+    about = f"{results[0].model}, {results[0].dataset}"
+    for name, figure in {
+        "training_loss": plots.training_loss(curves(loss), about),
+        "validation": plots.validation(curves(metric), selection, about),
+        "smoothness": plots.smoothness(curves(smoothness), about),
+    }.items():
+        plots.save(figure, output / f"{name}.png")

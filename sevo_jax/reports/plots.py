@@ -1,5 +1,6 @@
 """Pictures of training: curves over epochs, one line an optimizer, a band over seeds.
 
+Each is titled by what it is `about`: the model and the data, ``"sasrec, beauty"``.
 Every function returns a free-standing `matplotlib.figure.Figure` (no pyplot, no global
 state, no display needed); `save` writes it.
 """
@@ -46,17 +47,18 @@ class Curves:
         return cls(np.asarray(epochs, int), np.asarray(values, float))
 
 
-def training_loss(curves: Mapping[str, Curves]) -> Figure:
+def training_loss(curves: Mapping[str, Curves], about: str) -> Figure:
     """Mean training loss of each epoch, from ``{optimizer: curves}``."""
-    return _figure(curves, "Training loss", "mean loss of the epoch (nats)")
+    return _figure(curves, f"Training loss: {about}", "mean loss of the epoch (nats)")
 
 
-def validation(curves: Mapping[str, Curves], metric: str) -> Figure:
+def validation(curves: Mapping[str, Curves], metric: str, about: str) -> Figure:
     """A metric on the validation items by its name, from ``{optimizer: curves}``."""
-    return _figure(curves, "Validation", f"{metric}, full ranking (0 to 1)")
+    label = f"{metric}, full ranking (0 to 1)"
+    return _figure(curves, f"Validation: {about}", label)
 
 
-def smoothness(curves: Mapping[str, Curves]) -> Figure:
+def smoothness(curves: Mapping[str, Curves], about: str) -> Figure:
     r"""Relative smoothness of the smoothed tables, from ``{optimizer: curves}``.
 
     :math:`J(E) / \|E\|^2` with :math:`J(E) = \mathrm{Tr}(E^T (I - \tilde A) E)`, in
@@ -65,7 +67,7 @@ def smoothness(curves: Mapping[str, Curves]) -> Figure:
     """
     return _figure(
         curves,
-        "Smoothness of the item table",
+        f"Smoothness of the tables: {about}",
         r"$\mathrm{Tr}(E^T (I - \tilde{A})\, E)\ /\ \Vert E \Vert^2$"
         " (lower is smoother)",
     )

@@ -26,7 +26,7 @@ def test_curves_keep_the_epochs_that_every_seed_has():
 
 def test_a_quantity_that_an_epoch_does_not_have_is_a_gap():
     curves = {"sgd": plots.Curves.of([{0: 0.5, 1: None, 2: None}])}  # pyright: ignore
-    (axes,) = plots.smoothness(curves).axes
+    (axes,) = plots.smoothness(curves, "").axes
     (line,) = axes.get_lines()
     np.testing.assert_array_equal(np.asarray(line.get_ydata()), [0.5, np.nan, np.nan])
 
@@ -37,7 +37,7 @@ def test_curves_of_nothing_are_refused():
 
 
 def test_the_line_is_the_mean_over_seeds_and_the_band_one_sample_std(curves):
-    (axes,) = plots.validation(curves, "NDCG@10").axes
+    (axes,) = plots.validation(curves, "NDCG@10", "").axes
     line, single = axes.get_lines()
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [0.0, 2.0, 4.0])
     np.testing.assert_allclose(np.asarray(single.get_ydata()), [1.0, 2.0])
@@ -58,7 +58,8 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_one_sample_std(curves):
     ],
 )
 def test_axes_and_lines_are_labelled(curves, draw, unit):
-    (axes,) = draw(curves).axes
+    (axes,) = draw(curves, about="sasrec, beauty").axes
+    assert axes.get_title(loc="left").endswith(": sasrec, beauty")
     assert axes.get_xlabel() == "epochs trained"
     assert unit in axes.get_ylabel()
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -70,7 +71,7 @@ def test_axes_and_lines_are_labelled(curves, draw, unit):
 
 
 def test_save_writes_150_dots_an_inch_and_nothing_else(curves, tmp_path):
-    figure = plots.training_loss(curves)
+    figure = plots.training_loss(curves, "")
     plots.save(figure, tmp_path / "loss.png")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     width, height = figure.get_size_inches()
