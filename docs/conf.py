@@ -5,14 +5,18 @@ are on the network, and the site builds without one.
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import os
+import sys
+from pathlib import Path
 
-from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
+# The checkout that the pages stand in, whatever is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import sevo_jax
-from sevo_jax import cli
+import sevo_jax  # noqa: E402
+from sevo_jax import cli  # noqa: E402
 
 project = "sevo_jax"
 author = "the sevo_jax authors"
@@ -20,7 +24,8 @@ copyright = author
 version = release = sevo_jax.__version__
 language = "en"
 
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
+templates_path = ["_templates"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -32,14 +37,18 @@ extensions = [
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
 
+# A reference to what we do not have is a warning. What others have is plain text where
+# their inventories are not fetched.
+nitpicky = True
+nitpick_ignore_regex = [(".*", r"(?!sevo_jax\b).*")]
 if os.environ.get("DOCS_ONLINE"):
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),
@@ -52,23 +61,78 @@ if os.environ.get("DOCS_ONLINE"):
 
 html_theme = "furo"
 html_title = f"sevo_jax {version}"
+html_show_sourcelink = False
+# The colours of the pictures, `sevo_jax.reports.plots.COLOURS`.
+html_theme_options = {
+    f"{scheme}_css_variables": {
+        "color-brand-primary": colour,
+        "color-brand-content": colour,
+    }
+    for scheme, colour in (("light", "#0072B2"), ("dark", "#56B4E9"))
+}
+
+PACKAGES = (
+    "sevo_jax",
+    "sevo_jax.graphs",
+    "sevo_jax.smoothing",
+    "sevo_jax.data",
+    "sevo_jax.samples",
+    "sevo_jax.models",
+    "sevo_jax.evaluation",
+    "sevo_jax.training",
+)
 
 
-class Help(SphinxDirective):
+@functools.cache
+def public_names() -> dict[str, str]:
+    """Where an object is exported, by where it is defined."""
+    names = {}
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            defined_in = getattr(getattr(module, name), "__module__", package)
+            names.setdefault(f"{defined_in}.{name}", f"{package}.{name}")
+    return names
+
+
+def resolve(app, env, node, contnode):
+    """Finds what a signature names by where it is defined.
+
+    What is exported there becomes a link, what is not stays as it is.
+    """
+    target = node.get("reftarget", "")
+    module, _, name = target.rpartition(".")
+    if target in public_names():
+        where = env, node["refdoc"], app.builder, "obj", public_names()[target]
+        return env.domains["py"].resolve_xref(*where, node, contnode)
+    if module in sys.modules and hasattr(sys.modules[module], name):
+        return contnode
+    return None
+
+
+def skip_fields_of_tuples(app, kind, name, obj, skip, options):
+    """Leaves out what a NamedTuple says of its fields: "alias for field number 0"."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def help_of(*command: str) -> str:
     """What ``sevo-jax COMMAND --help`` prints, now."""
+    os.environ["COLUMNS"] = "88"
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        cli.main([*command, "--help"])
+    return f"```text\n{text.getvalue().rstrip()}\n```\n"
 
-    required_arguments = 0
-    optional_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
-        os.environ["COLUMNS"] = "88"
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            cli.main([*self.arguments, "--help"])
-        block = nodes.literal_block(text=text.getvalue().strip())
-        block["language"] = "none"
-        return [block]
+def add_help(app, docname, source):
+    """Adds to the page of the command what it says of itself."""
+    if docname == "command-line":
+        source[0] += f"\n{help_of()}"
+        for name in cli._COMMANDS:
+            source[0] += f"\n## sevo-jax {name}\n\n{help_of(name)}"
 
 
 def setup(app) -> None:
-    app.add_directive("help-of", Help)
+    app.connect("autodoc-skip-member", skip_fields_of_tuples)
+    app.connect("missing-reference", resolve)
+    app.connect("source-read", add_help)
