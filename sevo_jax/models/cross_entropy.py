@@ -17,7 +17,7 @@ _DEVICE_LOGITS = 2**28
 def cross_entropy(
     features: Float[Array, "m d"],
     table: Float[Array, "n d"],
-    bias: Float[Array, " n"],
+    bias: Float[Array, " n"] | None,
     labels: Int[Array, " m"],
     weights: Float[Array, " m"],
 ) -> Float[Array, ""]:
@@ -30,7 +30,7 @@ def cross_entropy(
     Args:
       features: what to classify.
       table: a row for each class.
-      bias: a number for each class.
+      bias: a number for each class; None for none.
       labels: the true classes, in `0..n-1`.
       weights: of each row in the sum, no parameters: they get no gradient.
 
@@ -48,14 +48,14 @@ def cross_entropy(
 def _loss_and_gradients(*arrays):
     return lax.platform_dependent(
         # Outside jit they may be NumPy's, which no tracer can index.
-        *map(jnp.asarray, arrays),
+        *jax.tree.map(jnp.asarray, arrays),
         cpu=partial(_by_blocks, most_logits=_CPU_LOGITS),
         default=partial(_by_blocks, most_logits=_DEVICE_LOGITS),
     )
 
 
 def _backward(gradients, cotangent):
-    return *(cotangent * gradient for gradient in gradients), None, None
+    return *jax.tree.map(lambda gradient: cotangent * gradient, gradients), None, None
 
 
 cross_entropy.defvjp(_loss_and_gradients, _backward)
@@ -79,7 +79,9 @@ def _by_blocks(features, table, bias, labels, weights, *, most_logits):
             lax.dynamic_slice_in_dim(rows, start, size)
             for rows in (features, labels, weights, weighted)
         )
-        logits = x @ table.T + bias
+        logits = x @ table.T
+        if bias is not None:
+            logits += bias
         highest = jnp.max(logits, axis=1)
         exponentials = jnp.exp(logits - highest[:, None])
         totals = jnp.sum(exponentials, axis=1)
@@ -90,7 +92,8 @@ def _by_blocks(features, table, bias, labels, weights, *, most_logits):
         d_x = scale[:, None] * (exponentials @ table) - weight[:, None] * table[own]
         d_features = lax.dynamic_update_slice_in_dim(d_features, d_x, start, 0)
         d_table += exponentials.T @ (weighted_x / totals[:, None])
-        d_bias += scale @ exponentials
+        if bias is not None:
+            d_bias += scale @ exponentials
         return loss, d_features, d_table, d_bias
 
     initial = (
@@ -98,7 +101,7 @@ def _by_blocks(features, table, bias, labels, weights, *, most_logits):
         jnp.zeros_like(features),
         # What the labels add; the blocks add what the softmax does.
         jnp.zeros_like(table).at[labels].add(-weighted),
-        jnp.zeros_like(bias).at[labels].add(-weights),
+        None if bias is None else jnp.zeros_like(bias).at[labels].add(-weights),
     )
     # Rows without weight, if they stand at the end, are not worth a block.
     num_used = jnp.max(jnp.where(weights != 0, jnp.arange(len(weights)) + 1, 0))

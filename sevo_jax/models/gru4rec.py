@@ -7,7 +7,7 @@ negative, instead of session-parallel batches and their losses.
 """
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,14 @@ from jaxtyping import Array, Bool, Float, Int
 from sevo_jax import _checks
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.models import layers
-from sevo_jax.models.recommender import SequenceModel
+from sevo_jax.models.losses import LossConfig, LossName, next_item_loss
+from sevo_jax.models.recommender import SequenceModel, check_items
 from sevo_jax.models.registry import register
 from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs, Sampling
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig:
+class GRU4RecConfig(LossConfig):
     """Hyper-parameters of `GRU4Rec`.
 
     Attributes:
@@ -33,6 +34,7 @@ class GRU4RecConfig:
       dropout: rate in [0, 1) on the entries of the input embeddings.
       sampling: how training draws prefixes, all of a user together ("sequence") or
         each by itself ("prefix").
+      loss: of a target (`sevo_jax.models.losses`); bpr is the paper's.
     """
 
     max_len: int = 50
@@ -40,8 +42,10 @@ class GRU4RecConfig:
     hidden_width: int = 64
     dropout: float = 0.4
     sampling: Sampling = "sequence"
+    loss: LossName = field(default="bpr", kw_only=True)
 
     def __post_init__(self):
+        super().__post_init__()
         _checks.at_least(self, 1, "max_len", "width", "hidden_width")
         _checks.rates(self, "dropout")
         _checks.one_of(self, "sampling", typing.get_args(Sampling))
@@ -86,7 +90,7 @@ class GRU4Rec(SequenceModel):
     Config = GRU4RecConfig
 
     def __init__(self, num_items: int, config: GRU4RecConfig, *, rngs: nnx.Rngs):
-        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
+        config.check_num_items(num_items)
         self.num_items = num_items
         self.config = config
         width, hidden_width = config.width, config.hidden_width
@@ -104,27 +108,32 @@ class GRU4Rec(SequenceModel):
         )
 
     def loss(self, batch: PrefixBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
-        """Returns the mean over all targets of `softplus(<f, E_negative - E_target>)`.
+        """Returns the mean of `config.loss` over all targets.
 
         Args:
           batch: one step, `inputs` and `starts` `[rows, cells]`, the rest
             `[targets]`.
-          rng: key of the step's dropout; None trains without dropout.
+          rng: key of the step's dropout and draws; None is without dropout.
         """
         rows, cells = batch.inputs.shape
-        inputs, targets, negatives = layers.look_up(
+
+        def encode(inputs):
+            inputs = layers.dropout(inputs, self.config.dropout, rng)
+            states = self._states(inputs.reshape(cells, rows, -1), batch.starts.T)
+            return self.project_out(states[batch.cells % cells, batch.cells // cells])
+
+        return next_item_loss(
+            self.config,
             self.item_embedding[...],
             # Cell by cell, as the recurrence reads it.
             batch.inputs.T.reshape(-1),
             batch.targets,
             batch.negatives,
+            batch.targets > 0,
+            encode,
+            item_offset=self.item_offset,
+            rng=rng,
         )
-        inputs = layers.dropout(inputs, self.config.dropout, rng)
-        states = self._states(inputs.reshape(cells, rows, -1), batch.starts.T)
-        features = self.project_out(states[batch.cells % cells, batch.cells // cells])
-        losses = jax.nn.softplus(jnp.sum(features * (negatives - targets), axis=-1))
-        valid = batch.targets > 0
-        return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
     def encode(
         self, inputs: Int[Array, "users cells"]
@@ -152,6 +161,7 @@ class GRU4Rec(SequenceModel):
           batch_size: prefixes of a step.
           seed: Non-negative.
         """
+        check_items(train, self.num_items)
         return PrefixEpochs(
             train,
             self.num_items,
@@ -159,6 +169,7 @@ class GRU4Rec(SequenceModel):
             batch_size=batch_size,
             seed=seed,
             sampling=self.config.sampling,
+            with_negatives=self.config.takes_negatives,
             item_offset=self.item_offset,
         )
 

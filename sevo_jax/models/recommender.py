@@ -199,6 +199,7 @@ class SequenceModel(Recommender):
           batch_size: users of a step.
           seed: in [0, 2**32).
         """
+        check_items(train, self.num_items)
         return PackedEpochs(
             train,
             self.num_items,
@@ -206,7 +207,13 @@ class SequenceModel(Recommender):
             batch_size=batch_size,
             seed=seed,
             item_offset=self.item_offset,
+            with_negatives=self.takes_negatives,
         )
+
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether the samples of next-item training have negatives."""
+        return True
 
 
 class UserModel(Recommender):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax.models import layers
+from sevo_jax.models.blocks import sum_over_blocks
 from sevo_jax.operators import CSROperator
 from sevo_jax.samples.triplets import item_outside
 
@@ -158,47 +157,7 @@ def reconstruction_loss(
         terms = jnp.log(share) if log else share
         return -jnp.sum(terms, where=block[:, 0] >= 0)
 
-    loss: Any = _sum_over_blocks(block_loss, params, hops, nodes)
+    loss: Any = sum_over_blocks(block_loss, _EDGES, params, hops, nodes)
     if log:
         return loss / jnp.maximum(jnp.sum(nodes[:, 0] >= 0), 1)
     return loss
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_over_blocks(
-    function: Callable[..., jax.Array],
-    params: Any,
-    table: Float[Array, "n ..."],
-    ids: Int[Array, "m k"],
-) -> Float[Array, ""]:
-    """Returns the sum of `function(params, block, table[block])` over blocks of ids.
-
-    The gradients are taken along with it: what is between lies in the cache meanwhile,
-    and is neither kept nor computed twice. An id of -1 stands for any row.
-    """
-    return _sum_forward(function, params, table, ids)[0]
-
-
-def _sum_forward(function, params, table, ids):
-    ids = jnp.pad(ids, ((0, -len(ids) % _EDGES), (0, 0)), constant_values=-1)
-
-    def add(sums, block):
-        value, (to_params, to_table) = sums
-        known = jnp.maximum(block, 0)
-        found, (more_params, to_rows) = jax.value_and_grad(function, (0, 2))(
-            params, block, table[known]
-        )
-        to_params = jax.tree.map(jnp.add, to_params, more_params)
-        return (value + found, (to_params, to_table.at[known].add(to_rows))), None
-
-    zeros = jax.tree.map(jnp.zeros_like, (params, table))
-    blocks = ids.reshape(-1, _EDGES, ids.shape[1])
-    return jax.lax.scan(add, (jnp.zeros([], table.dtype), zeros), blocks)[0]
-
-
-def _sum_backward(function, gradients, cotangent):
-    del function
-    return *jax.tree.map(lambda gradient: cotangent * gradient, gradients), None
-
-
-_sum_over_blocks.defvjp(_sum_forward, _sum_backward)

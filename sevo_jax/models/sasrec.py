@@ -23,13 +23,14 @@ from scipy import special
 
 from sevo_jax import _checks
 from sevo_jax.models import layers
+from sevo_jax.models.losses import LossConfig, next_item_loss
 from sevo_jax.models.recommender import SequenceModel
 from sevo_jax.models.registry import register
 from sevo_jax.samples.packing import PackedBatch
 
 
 @dataclass(frozen=True)
-class SASRecConfig:
+class SASRecConfig(LossConfig):
     """Hyper-parameters of `SASRec`.
 
     Attributes:
@@ -38,6 +39,7 @@ class SASRecConfig:
       num_heads: attention heads, a divisor of `width`.
       num_blocks: blocks of attention and feed-forward.
       dropout: rate in [0, 1) on embeddings, attention weights and feed-forward.
+      loss: of a target (`sevo_jax.models.losses`); bce is the paper's.
     """
 
     max_len: int = 50
@@ -47,6 +49,7 @@ class SASRecConfig:
     dropout: float = 0.3
 
     def __post_init__(self):
+        super().__post_init__()
         _checks.at_least(self, 1, "max_len", "width", "num_heads", "num_blocks")
         divides = self.width % self.num_heads == 0
         _checks.require_field(self, "num_heads", divides, "a divisor of width")
@@ -204,7 +207,7 @@ class SASRec(SequenceModel):
     Config = SASRecConfig
 
     def __init__(self, num_items: int, config: SASRecConfig, *, rngs: nnx.Rngs):
-        _checks.require(num_items >= 1, "num_items", num_items, "at least 1")
+        config.check_num_items(num_items)
         self.num_items = num_items
         self.config = config
         width = config.width
@@ -220,25 +223,25 @@ class SASRec(SequenceModel):
         self.final_norm = _norm(width, rngs)
 
     def loss(self, batch: PackedBatch, *, rng: jax.Array | None) -> Float[Array, ""]:
-        """Returns the binary cross-entropy of positives and negatives.
-
-        The sum of two means over all cells that hold an item: of
-        `softplus(-<f, E_target>)` and of `softplus(<f, E_negative>)`.
+        """Returns the mean of `config.loss` over all cells that hold an item.
 
         Args:
           batch: one step, fields `[rows, cells]`.
-          rng: key of the step's dropout; None trains without dropout.
+          rng: key of the step's dropout and draws; None is without dropout.
         """
-        inputs, targets, negatives = layers.look_up(
-            self.item_embedding[...], batch.inputs, batch.targets, batch.negatives
+        return next_item_loss(
+            self.config,
+            self.item_embedding[...],
+            batch.inputs,
+            batch.targets,
+            batch.negatives,
+            batch.segments > 0,
+            lambda embedded: self._features(
+                embedded, batch.segments, batch.positions, batch.num_pads, rng
+            ),
+            item_offset=self.item_offset,
+            rng=rng,
         )
-        features = self._features(
-            inputs, batch.segments, batch.positions, batch.num_pads, rng
-        )
-        losses = jax.nn.softplus(-jnp.sum(features * targets, axis=-1))
-        losses += jax.nn.softplus(jnp.sum(features * negatives, axis=-1))
-        valid = batch.segments > 0
-        return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
     def encode(
         self, inputs: Int[Array, "users cells"]
@@ -268,6 +271,10 @@ class SASRec(SequenceModel):
     ) -> Float[Array, "users num_items"]:
         """Returns each item's score as the next one after left-padded frames."""
         return self.encode(inputs)[:, -1] @ self.item_embedding[self.item_offset :].T
+
+    @property
+    def takes_negatives(self) -> bool:
+        return self.config.takes_negatives
 
     def _features(self, embedded, segments, positions, num_pads, rng):
         """Encodes packed rows `[rows, cells]` of embedded items."""

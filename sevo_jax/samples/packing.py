@@ -63,6 +63,7 @@ class PackedEpochs:
       batch_size: users of a step.
       seed: Non-negative.
       item_offset: row of the table where item 0 stands.
+      with_negatives: whether to draw negatives; without, they are 0.
 
     Raises:
       ValueError: If a number is out of range or no user has two train items.
@@ -86,6 +87,7 @@ class PackedEpochs:
         batch_size: int,
         seed: int,
         item_offset: int = 1,
+        with_negatives: bool = True,
     ):
         for name, value, least in (
             ("max_len", max_len, 1),
@@ -106,7 +108,9 @@ class PackedEpochs:
         self.item_offset = item_offset
         self.num_samples = users.size
         self.num_steps = -(-users.size // batch_size)
-        self.sampler = NegativeSampler(train, num_items)
+        self.with_negatives = with_negatives
+        if with_negatives:
+            self.sampler = NegativeSampler(train, num_items)
 
         # Everything but the order and the negatives is the same in every epoch: one
         # entry a cell, the cells of user after user.
@@ -128,7 +132,9 @@ class PackedEpochs:
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.num_samples)
-        negatives = self.sampler.sample(rng, self._users) + self.item_offset
+        negatives = 0
+        if self.with_negatives:
+            negatives = self.sampler.sample(rng, self._users) + self.item_offset
         cuts = range(self.batch_size, self.num_samples, self.batch_size)
         rows = PackedRows(
             self._lengths, np.split(order, cuts), self.max_len, self.num_rows
@@ -184,7 +190,7 @@ class PackedRows:
         self.segments = np.repeat(column + 1, lengths)
         self._cells = ranges((step * num_rows + row) * width + column, lengths)
 
-    def fill(self, values: np.ndarray) -> np.ndarray:
+    def fill(self, values: np.ndarray | int) -> np.ndarray:
         """Returns `values` `[lengths.sum()]`, sample after sample, in their cells.
 
         int32 of `shape`; 0 in the empty cells.

@@ -194,6 +194,7 @@ class PrefixEpochs(RunEpochs):
       seed: non-negative.
       sampling: how the prefixes are drawn.
       item_offset: row of the table where item 0 stands.
+      with_negatives: whether to draw negatives; without, they are 0.
 
     Raises:
       ValueError: if an argument is out of range or no user has two train items.
@@ -220,6 +221,7 @@ class PrefixEpochs(RunEpochs):
         seed: int,
         sampling: Sampling,
         item_offset: int = 1,
+        with_negatives: bool = True,
     ):
         if sampling not in ("sequence", "prefix"):
             raise ValueError(f"sampling is {sampling!r}: choose 'sequence' or 'prefix'")
@@ -239,7 +241,9 @@ class PrefixEpochs(RunEpochs):
             seed=seed,
             item_offset=item_offset,
         )
-        self.sampler = NegativeSampler(train, num_items)
+        self.with_negatives = with_negatives
+        if with_negatives:
+            self.sampler = NegativeSampler(train, num_items)
 
     def __getitem__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, epoch: int
@@ -247,6 +251,7 @@ class PrefixEpochs(RunEpochs):
         rng = np.random.default_rng([self.seed, epoch])
         batch, users, places = self._draw(rng)
         negatives = np.zeros_like(batch.targets)
-        drawn = self.sampler.sample(rng, users)
-        negatives.reshape(-1)[places] = drawn + self.item_offset
+        if self.with_negatives:
+            drawn = self.sampler.sample(rng, users)
+            negatives.reshape(-1)[places] = drawn + self.item_offset
         return PrefixBatch(*batch, negatives)

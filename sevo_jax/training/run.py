@@ -265,9 +265,10 @@ class Run:
 
 def _lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change when a run goes on: epochs, metrics, names and paths may."""
-    recipe = {**identity["recipe"], "epochs": None}
+    # Fields that a checkpoint is older than have their defaults.
+    recipe = {**Recipe.from_dict(identity["recipe"]).to_dict(), "epochs": None}
     recipe["graph"] = {**recipe["graph"], "attributes": None}
-    recipe["evaluation"] = {**recipe.get("evaluation", {}), "metrics": None}
+    recipe["evaluation"] = {**recipe["evaluation"], "metrics": None}
     return {
         **identity,
         "recipe": recipe,

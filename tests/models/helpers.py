@@ -60,6 +60,56 @@ def unpack(batch):
     return left_padded(batch.segments, batch.inputs.shape[1], *fields)
 
 
+def literal_losses(config, features, table, targets, negatives, drawn, xp=np):
+    """The loss of each target as it is defined, from the scores of all items.
+
+    Args:
+      config: which loss.
+      features: one a target.
+      table: item `i` in row `i + 1`.
+      targets: rows of the table.
+      negatives: one a target, for bce and bpr.
+      drawn: some a target, for sampled and gbce.
+      xp: NumPy, or JAX's for gradients.
+    """
+    scores = features @ table.T
+    own, negative = (
+        xp.take_along_axis(scores, rows[:, None], 1)[:, 0]
+        for rows in (targets, negatives)
+    )
+    others = xp.take_along_axis(scores, drawn, 1)
+
+    def sigmoid(x):
+        return 1 / (1 + xp.exp(-x))
+
+    num_items, k = len(table) - 1, drawn.shape[1]
+    if config.loss == "bce":
+        return -xp.log(sigmoid(own)) - xp.log(1 - sigmoid(negative))
+    if config.loss == "bpr":
+        return -xp.log(sigmoid(own - negative))
+    if config.loss == "ce":
+        return -xp.log(xp.exp(own) / xp.exp(scores[:, 1:]).sum(1))
+    if config.loss == "sampled":
+        share = k / (num_items - 1) if config.log_q_correction else 1.0
+        return -xp.log(xp.exp(own) / (xp.exp(own) + xp.exp(others).sum(1) / share))
+    rate = k / (num_items - 1)
+    beta = rate * (config.calibration * (1 - 1 / rate) + 1 / rate)
+    positive = beta * xp.log(sigmoid(own))
+    return -(positive + xp.log(1 - sigmoid(others)).sum(1)) / (k + 1)
+
+
+LOSSES = {
+    "bce": dict(loss="bce"),
+    "bpr": dict(loss="bpr"),
+    "ce": dict(loss="ce"),
+    "sampled": dict(loss="sampled", num_negatives=5),
+    "corrected": dict(loss="sampled", num_negatives=3, log_q_correction=True),
+    "gbce": dict(loss="gbce", num_negatives=4, calibration=0.75),
+    "uncalibrated": dict(loss="gbce", num_negatives=1, calibration=0.0),
+}
+"""Every loss, by what it is called in the names of tests."""
+
+
 def assert_trees_close(actual, expected, tolerance):
     """Each leaf within `tolerance`, relative to its own size."""
     jax.tree.map(

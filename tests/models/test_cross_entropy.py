@@ -47,6 +47,18 @@ def assert_as_defined(found, dtype, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * abs(b).max())
 
 
+def test_without_a_bias_there_is_none(x64):
+    features, table, bias, labels, weights = problem()
+    none = jax.value_and_grad(cross_entropy, argnums=(0, 1, 2))(
+        features, table, None, labels, weights
+    )
+    zero = value_and_gradients(features, table, 0 * bias, labels, weights)
+    np.testing.assert_allclose(none[0], zero[0], rtol=1e-12)
+    assert none[1][2] is None
+    for a, b in zip(none[1][:2], zero[1][:2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 @pytest.mark.parametrize("most_logits", [2**20, 50 * 31, 31 * 16, 1])
 def test_any_number_of_blocks_gives_what_is_defined(most_logits, x64):
     # One block; one that fits exactly; four, the last not full; one for each row.

@@ -7,12 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_trees_close, loss_of, perturbed, with_params
+from helpers import (
+    LOSSES,
+    assert_trees_close,
+    literal_losses,
+    loss_of,
+    perturbed,
+    with_params,
+)
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.models import MODELS, layers
 from sevo_jax.models.gru4rec import GRU4Rec, GRU4RecConfig, recur
+from sevo_jax.models.losses import draw_others
 from sevo_jax.samples.packing import left_pad
 from sevo_jax.samples.prefixes import PrefixBatch, Sampling
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
@@ -94,10 +102,12 @@ def random_train(longest=MAX_LEN + 1):
     return Sequences.from_lengths(rng.permutation(lengths.sum()), lengths)
 
 
-def make(sampling: Sampling = "sequence", dropout=0.0, train=None, batch_size=1000):
+def make(
+    sampling: Sampling = "sequence", dropout=0.0, train=None, batch_size=1000, **loss
+):
     """A model of unequal widths, a train set and the model's first epoch of it."""
     train = random_train() if train is None else train
-    config = GRU4RecConfig(MAX_LEN, 6, 8, dropout, sampling)
+    config = GRU4RecConfig(MAX_LEN, 6, 8, dropout, sampling, **loss)
     model = GRU4Rec(train.values.size + NUM_MORE, config, rngs=nnx.Rngs(0))
     return model, train, model.epochs(train, batch_size=batch_size, seed=0)[0]
 
@@ -134,6 +144,29 @@ def test_loss_and_gradients_are_those_over_all_prefixes(sampling, dtype, toleran
     assert max(len(items) - 1 for items in train) == MAX_LEN
     samples = all_prefixes(train, epoch)
     assert_same_loss(model, batch, samples, dtype, tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"bpr"}))
+def test_any_loss_is_that_over_all_prefixes(name, x64):
+    model, _, epoch = make(**LOSSES[name])
+    batch, config = step_of(epoch), model.config
+    params = perturbed(model, scale=0.1, dtype=np.float64)
+    frames, targets, negatives = unpack(batch)
+    assert config.takes_negatives == negatives.any()
+    num, num_rows = config.num_negatives or 1, model.num_items + 1
+    drawn = draw_others(batch.targets, num, num_rows, 1, jax.random.key(0))
+
+    def literal(params):
+        features, table = plain(params, frames), params["item_embedding"]
+        mine = drawn[batch.targets > 0]
+        return literal_losses(
+            config, features, table, targets, negatives, mine, jnp
+        ).mean()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss_of(model, batch)))(params)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(literal))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    assert_trees_close(gradients, expected_gradients, 1e-10)
 
 
 def test_a_step_of_prefixes_reads_the_last_items_of_long_ones():

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import (
+    LOSSES,
     assert_trees_close,
     deviations_between,
     draw,
     dropout_at,
+    left_padded,
+    literal_losses,
     loss_of,
     perturbed,
     random_train,
@@ -22,6 +25,7 @@ from scipy import stats
 
 from sevo_jax.data import Sequences
 from sevo_jax.models import MODELS
+from sevo_jax.models.losses import draw_others
 from sevo_jax.models.sasrec import (
     Block,
     SASRec,
@@ -98,8 +102,8 @@ def plain_loss(params, config, frames, dropout=lambda x: x):
     ).mean(where=valid)
 
 
-def make(num_heads=1, dropout=0.0, max_len=10, num_users=40, num_blocks=1):
-    config = SASRecConfig(max_len, 8, num_heads, num_blocks, dropout)
+def make(num_heads=1, dropout=0.0, max_len=10, num_users=40, num_blocks=1, **loss):
+    config = SASRecConfig(max_len, 8, num_heads, num_blocks, dropout, **loss)
     model = SASRec(NUM_ITEMS, config, rngs=nnx.Rngs(0))
     train = random_train(NUM_ITEMS, num_users, shortest=2, longest=max_len + 3)
     epoch = model.epochs(train, batch_size=num_users, seed=0)[0]
@@ -122,6 +126,46 @@ def test_packed_loss_and_gradients_equal_the_padded_ones(num_heads, dtype, toler
         assert value.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=tolerance)
         assert_trees_close(gradients, expected_gradients, tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"bce"}))
+def test_any_loss_of_packed_rows_is_that_of_padded_frames(name, x64):
+    model, batch = make(**LOSSES[name])
+    config, params = model.config, perturbed(model, dtype=np.float64)
+    # Where the items of each cell were drawn, as one field for each draw.
+    cells, num = batch.targets.reshape(-1), config.num_negatives or 1
+    drawn = draw_others(cells, num, NUM_ITEMS + 1, 1, jax.random.key(0))
+    fields = np.moveaxis(np.asarray(drawn).reshape(*batch.targets.shape, num), 2, 0)
+    frames = left_padded(batch.segments, 10, *fields)
+    inputs, targets, negatives = unpack(batch)
+    assert config.takes_negatives == negatives.any()
+    valid = targets > 0
+
+    def literal(params):
+        features = plain(params, config, inputs, lambda x: x)
+        return literal_losses(
+            config,
+            features[valid],
+            params["item_embedding"],
+            targets[valid],
+            negatives[valid],
+            np.moveaxis(frames, 0, -1)[valid],
+            jnp,
+        ).mean()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss_of(model, batch)))(params)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(literal))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    assert_trees_close(gradients, expected_gradients, 1e-10)
+
+
+def test_a_user_who_has_all_items_can_train_without_negatives():
+    train = Sequences.from_lists([range(NUM_ITEMS), [0, 1, 2]])
+    model, _ = make(loss="ce")
+    assert not model.epochs(train, batch_size=2, seed=0)[0].negatives.any()
+    model, _ = make()
+    with pytest.raises(ValueError, match="no negative can be drawn"):
+        model.epochs(train, batch_size=2, seed=0)
 
 
 def test_pads_matter():

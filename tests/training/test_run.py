@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from sevo_jax.data import leave_one_out
 from sevo_jax.evaluation import evaluate
 from sevo_jax.training import CheckpointError, load
-from sevo_jax.training.run import Progress
+from sevo_jax.training.run import Progress, _lasting
 
 
 def test_load_gives_the_best_model_back(finished, tiny_recipe, tiny_split):
@@ -28,6 +29,15 @@ def test_an_unfinished_run_has_no_result(finished, tmp_path):
     copy = shutil.copytree(output, tmp_path / "run")
     (copy / "result.json").unlink()
     assert load(copy).result is None
+
+
+def test_a_checkpoint_may_be_older_than_a_field(trainer):
+    identity = trainer.identity(3)
+    older = deepcopy(identity)
+    del older["recipe"]["architecture"]["loss"]
+    assert _lasting(older) == _lasting(identity)
+    older["recipe"]["architecture"]["loss"] = "bpr"
+    assert _lasting(older) != _lasting(identity)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
