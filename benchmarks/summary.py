@@ -101,3 +101,37 @@ def training() -> str:
         memory = f"{found[name]['peak memory MB']:.0f} MB"
         rows.append([label, f"{faster:.1f}", f"{ranked:.1f}", memory])
     return markdown(rows)
+
+
+def large() -> str:
+    """The graph of a large log, and steps of the largest tables."""
+    log, steps = read("graphs"), read("large")["runs"]
+    build = log["build"]
+    rate = log["interactions"] / build["seconds"] / 1e6
+    rows = [
+        ["", "time", "peak memory"],
+        [
+            f"item graph of {log['interactions']:,} interactions, streamed",
+            f"{build['seconds']:.0f} s ({rate:.1f} million a second)",
+            f"{build['peak MiB'] * 2**20 / 1e9:.1f} GB",
+        ],
+    ]
+    for step in steps:
+        time = f"{step['seconds a step']:.2f} s"
+        # The model is fitted to the first.
+        if step is not steps[0]:
+            time += f" (the model: {step['predicted, gathering fitted']:.2f} s)"
+        what = f"{step['nodes']:,} nodes, {step['entries']:,} entries, width"
+        memory = f"{step['peak bytes'] / 1e9:.1f} GB"
+        rows.append([f"a step: {what} {step['width']}", time, memory])
+    return markdown(rows)
+
+
+def billion() -> str:
+    """What each device holds and receives at a billion rows, on paper."""
+    rows = [["devices", "split", "GB held by each", "GB received by each a step"]]
+    for each in read("large")["a billion rows of width 64"]:
+        held, received = (each[key] / 1e9 for key in ("held", "received a step"))
+        split = each["sharding"].replace(" x width", ", and width by")
+        rows.append([f"{each['devices']}", split, f"{held:.3g}", f"{received:.3g}"])
+    return markdown(rows)

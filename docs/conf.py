@@ -40,6 +40,18 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# As the signatures write them; docstrings say what they are.
+autodoc_type_aliases = {
+    name: name
+    for name in (
+        "Adjacency",
+        "AdjacencyLike",
+        "Graphs",
+        "RowAxis",
+        "optax.ScalarOrSchedule",
+        "jax.typing.ArrayLike",
+    )
+}
 maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -115,6 +127,21 @@ def skip_fields_of_tuples(app, kind, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def keep_returns_whole(app, kind, name, obj, options, lines):
+    """Keeps a colon in the first line of "Returns" from making a type of that line.
+
+    Types stand in signatures here. The reader of these sections looks no further than
+    the first line, so the first word gets one to itself.
+    """
+    for number, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            following = lines[number + 1]
+            indent = following[: len(following) - len(following.lstrip())]
+            first, _, rest = following.strip().partition(" ")
+            lines[number + 1 : number + 2] = [indent + first, indent + rest]
+            return
+
+
 def help_of(*command: str) -> str:
     """What ``sevo-jax COMMAND --help`` prints, now."""
     os.environ["COLUMNS"] = "88"
@@ -133,6 +160,8 @@ def add_help(app, docname, source):
 
 
 def setup(app) -> None:
+    # Before napoleon reads the sections.
+    app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
     app.connect("autodoc-skip-member", skip_fields_of_tuples)
     app.connect("missing-reference", resolve)
     app.connect("source-read", add_help)

@@ -36,6 +36,7 @@ DOCUMENTS = [
     for name in (
         "README.md",
         "experiments/README.md",
+        "docs/large.md",
         "docs/speed.md",
         "docs/when-it-helps.md",
     )
@@ -71,6 +72,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "windows": summary.windows,
     "step": summary.step,
     "training": summary.training,
+    "large": summary.large,
+    "billion": summary.billion,
 }
 """What can stand in a document, by name."""
 

@@ -43,6 +43,7 @@ class ScaleBySevoState(NamedTuple):
     # there would be the method of tuples.
     @property
     def count(self) -> jax.typing.ArrayLike:
+        """The same as ``step``."""
         return self.step
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import urllib.parse
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import pytest
 
 import sevo_jax as sevo
 from sevo_jax import cli
+from sevo_jax.data.formats import FORMATS
+from sevo_jax.evaluation import METRICS
+from sevo_jax.graphs.kinds import KINDS
+from sevo_jax.models import MODELS
+from sevo_jax.training.optimizers import SEVO
 
 for _name in ("sphinx", "furo", "myst_parser"):
     pytest.importorskip(_name, reason="needs sevo-jax[docs]")
@@ -22,7 +28,7 @@ for _name in ("sphinx", "furo", "myst_parser"):
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-FENCE = re.compile(r"^(`{3,})(\S+)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)(`{3,})(\S+)\n(.*?)^\1\2$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,20 @@ def blocks(path):
     """Language, text and line of each fenced block of a page."""
     text = path.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
-        yield match[2], match[3], text.count("\n", 0, match.start()) + 2
+        line = text.count("\n", 0, match.start()) + 2
+        yield match[3], textwrap.dedent(match[4]), line
+
+
+@pytest.fixture
+def tables():
+    """What a page adds to the tables of models and the like is gone after it."""
+    originals = [
+        (table, dict(table)) for table in (MODELS, METRICS, KINDS, SEVO, FORMATS)
+    ]
+    yield
+    for table, original in originals:
+        table.clear()
+        table.update(original)
 
 
 class Parsed(Exception):
@@ -109,19 +128,23 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("tables")
 def test_examples(path, tmp_path, monkeypatch, capsys):
     """Runs `python`, `pycon` and `console` blocks in turn, in an empty folder.
 
     Blocks of a page share a namespace. A `python` block that begins with the comment
-    ``# NAME.py`` is also a file. Of `bash` blocks the options of the command are read.
+    ``# NAME.py`` is a file. Of `bash` blocks the options of the command are read.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     names = {"__name__": "__main__"}
     for language, text, line in blocks(path):
         where = f"{path.name}:{line}"
         if language == "python":
             if file := re.match(r"# (\w+\.py)\n", text):
                 Path(file[1]).write_text(text)
+                monkeypatch.delitem(sys.modules, file[1][:-3], raising=False)
+                continue
             exec(compile("\n" * (line - 1) + text, path, "exec"), names)
         elif language == "pycon":
             test = doctest.DocTestParser().get_doctest(
