@@ -4,16 +4,17 @@
     python benchmarks/backbones.py --torch-steps 20
     python benchmarks/backbones.py --only gru4rec mf-bpr
 
-Each of the five backbones, MF-BPR with either graph, in three forms: sevo_jax with and
-without SEvo, and plain PyTorch (`torch_models`, checked to be the same model before
-anything is timed). sevo_jax trains as ``sevo-jax train`` does: the next epoch's batches
-are drawn meanwhile, and waited for. The three take turns; the first turn, which
+Each of the five backbones, MF-BPR with either graph, and of the four graph models, in
+three forms: sevo_jax with and without SEvo, and plain PyTorch (`torch_models`, checked
+to be the same model before anything is timed). AdamW without decay, as LightGCN and
+MAERec have it, is Adam. sevo_jax trains as ``sevo-jax train`` does: the next epoch's
+batches are drawn meanwhile, and waited for. The three take turns; the first turn, which
 compiles, is not counted. Both libraries use the GPU if there is one.
 
 ``--torch-steps N`` trains no more than N steps of PyTorch's epochs, which may take
 minutes on a CPU, and scales their seconds up by the samples.
 
-Needs PyTorch besides ``sevo-jax[train]``. Prints a table and, if no backbone is left
+Needs PyTorch besides ``sevo-jax[train]``. Prints a table and, if no model is left
 out, writes ``results/backbones-PLATFORM.json`` and a picture, ``.png``.
 """
 
@@ -24,7 +25,7 @@ import jax
 from candidates import JaxRun, TorchRun, device_name, torch_device
 from harness import save, time_in_turns
 from matplotlib.figure import Figure
-from paper import BACKBONES, load, recipe_of
+from paper import LABELS, load, recipe_of
 from torch_models import check
 
 from sevo_jax.data import LeaveOneOut
@@ -36,14 +37,12 @@ COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
 
 
 def measure(
-    backbone: str, split: LeaveOneOut, device: str, rounds: int, torch_steps: int | None
+    model: str, split: LeaveOneOut, device: str, rounds: int, torch_steps: int | None
 ) -> dict[str, Any]:
     """Seconds of each candidate to train an epoch and to rank all users."""
-    plain, sevo = (
-        Trainer(recipe_of(backbone, "beauty", name), split)
-        for name in ("adamw", "sevo_adamw")
-    )
-    check(plain.new_model(0), split.train)
+    recipes = [recipe_of(model, "beauty", name) for name in ("adamw", "sevo_adamw")]
+    check(recipes[0], split)
+    plain, sevo = (Trainer(recipe, split) for recipe in recipes)
     torch_run = TorchRun(plain, device, max_steps=torch_steps)
     runs = {
         TORCH: torch_run,
@@ -75,7 +74,7 @@ def measure(
 
 
 def rows(label: str, result: dict[str, Any]) -> list[str]:
-    """The lines of a backbone in the table."""
+    """The lines of a model in the table."""
     share = result["share of the epoch that PyTorch trained"]
     lines = []
     for name in COLOURS:
@@ -94,9 +93,9 @@ def rows(label: str, result: dict[str, Any]) -> list[str]:
 
 
 def picture(results: dict[str, Any], devices: str) -> Figure:
-    """Grouped bars of the seconds, training on the left and ranking on the right."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
+    """Grouped bars of the seconds, training above and ranking below."""
+    figure = Figure(figsize=(10, 7.2), layout="constrained")
+    panels = figure.subplots(2, 1)
     titles = {"training": "Training, an epoch", "ranking": "Inference, all users"}
     for axes, (part, title) in zip(panels, titles.items(), strict=True):
         for index, (name, colour) in enumerate(COLOURS.items()):
@@ -105,14 +104,13 @@ def picture(results: dict[str, Any], devices: str) -> Figure:
             bars = axes.bar(places, medians, 0.27, color=colour, label=name)
             axes.bar_label(bars, fmt=_three_digits, fontsize=6, padding=1)
         axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xticks(
-            range(len(results)), [BACKBONES[name].label for name in results]
-        )
+        labels = [LABELS[name].replace(" ", "\n") for name in results]
+        axes.set_xticks(range(len(results)), labels)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_yscale("log")
         axes.set_ylabel("seconds (logarithmic)")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[1].legend(frameon=False, fontsize=9, loc="upper left")
+    panels[0].legend(frameon=False, fontsize=9, ncols=3, loc=(0.3, 1.01))
     parts = [
         each["share of the epoch that PyTorch trained"] for each in results.values()
     ]
@@ -136,7 +134,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", default=[""], help="backbones whose names begin so"
+        "--only", nargs="+", default=[""], help="models whose names begin so"
     )
     parser.add_argument("--rounds", type=_positive, default=3, help="turns that count")
     parser.add_argument("--torch-steps", type=_positive, help="at most, of an epoch")
@@ -144,9 +142,9 @@ def main() -> None:
     options = parser.parse_args()
     device = options.device or torch_device()
     for start in options.only:
-        if not any(name.startswith(start) for name in BACKBONES):
-            parser.error(f"--only {start}: choose of {', '.join(BACKBONES)}")
-    chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
+        if not any(name.startswith(start) for name in LABELS):
+            parser.error(f"--only {start}: choose of {', '.join(LABELS)}")
+    chosen = [name for name in LABELS if name.startswith(tuple(options.only))]
     split = load("beauty")
 
     devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {device_name(device)}"
@@ -157,9 +155,9 @@ def main() -> None:
         results[name] = measure(
             name, split, device, options.rounds, options.torch_steps
         )
-        print(*rows(BACKBONES[name].label, results[name]), sep="\n", flush=True)
-    if len(chosen) < len(BACKBONES):
-        print("not all backbones: nothing written")
+        print(*rows(LABELS[name], results[name]), sep="\n", flush=True)
+    if len(chosen) < len(LABELS):
+        print("not all models: nothing written")
         return
     figure = picture(results, devices)
     results = {"devices": devices, "rounds": options.rounds, "backbones": results}

@@ -10,38 +10,30 @@ from torch.nn import functional as F
 from sevo_jax import models
 from sevo_jax.data import Sequences
 from sevo_jax.samples import PrefixBatch
-from torch_models.samples import draw_negative, linear_weights
+from torch_models.samples import (
+    PrefixSamples,
+    draw_negative,
+    linear_weights,
+    prefix_rows,
+    right_pad,
+)
 
 
-class PrefixSamples(torch.utils.data.Dataset):
-    """One prefix of one user, right-padded to ``max_len``, what follows, a negative."""
+class NegativeSamples(PrefixSamples):
+    """As `PrefixSamples`, and an item that the user does not have."""
 
     def __init__(self, train: Sequences, num_items: int, config: Any):
-        self.sequences = [items + 1 for items in train]
+        super().__init__(train, num_items, config)
         self.seen = [set(items.tolist()) for items in self.sequences]
-        self.prefixes = [
-            (user, length)
-            for user, items in enumerate(self.sequences)
-            for length in range(1, len(items))
-        ]
-        self.num_items = num_items
-        self.max_len = config.max_len
-
-    def __len__(self):
-        return len(self.prefixes)
 
     def __getitem__(self, index):
-        user, length = self.prefixes[index]
-        items = self.sequences[user]
-        prefix = items[max(0, length - self.max_len) : length]
-        inputs = np.zeros(self.max_len, np.int64)
-        inputs[: len(prefix)] = prefix
-        negative = draw_negative(self.seen[user], self.num_items)
-        return inputs, int(items[length]), negative
+        inputs, target = super().__getitem__(index)
+        user, _ = self.prefixes[index]
+        return inputs, target, draw_negative(self.seen[user], self.num_items)
 
 
 class TorchGRU4Rec(nn.Module):
-    Samples = PrefixSamples
+    Samples = NegativeSamples
 
     def __init__(self, original: models.GRU4Rec):
         super().__init__()
@@ -70,10 +62,7 @@ class TorchGRU4Rec(nn.Module):
         return self(inputs) @ self.items.weight[1:].T
 
     def frames(self, sequences, users):
-        frames = np.zeros((len(sequences), self.max_len), np.int64)
-        for frame, items in zip(frames, sequences.last(self.max_len), strict=True):
-            frame[: len(items)] = items + 1
-        return torch.from_numpy(frames)
+        return torch.from_numpy(right_pad(sequences, self.max_len))
 
     @staticmethod
     def weights(original: models.GRU4Rec):
@@ -86,9 +75,6 @@ class TorchGRU4Rec(nn.Module):
 
     @staticmethod
     def original_batch(*batch):
-        inputs, targets, negatives = (np.asarray(part, np.int32) for part in batch)
-        starts = np.zeros(inputs.shape, bool)
-        starts[:, 0] = True
-        rows, max_len = inputs.shape
-        cells = np.arange(rows) * max_len + np.count_nonzero(inputs, axis=1) - 1
-        return PrefixBatch(inputs, starts, cells.astype(np.int32), targets, negatives)
+        inputs, *others = batch
+        targets, negatives = (np.asarray(part, np.int32) for part in others)
+        return PrefixBatch(*prefix_rows(inputs), targets, negatives)

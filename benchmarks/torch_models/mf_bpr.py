@@ -40,7 +40,7 @@ class TripletSamples(torch.utils.data.Dataset):
 class TorchMFBPR(nn.Module):
     Samples = TripletSamples
 
-    def __init__(self, original: models.MFBPR):
+    def __init__(self, original: models.MFBPR | models.LightGCN):
         super().__init__()
         width = original.config.width
         self.users = nn.Embedding(original.num_users, width)
