@@ -15,6 +15,9 @@ from pathlib import Path
 # The checkout that the pages stand in, whatever is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from flax import nnx  # noqa: E402
+from sphinx.util import inspect  # noqa: E402
+
 import sevo_jax  # noqa: E402
 from sevo_jax import cli  # noqa: E402
 
@@ -26,6 +29,8 @@ language = "en"
 
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
+# What stands in single backticks in a docstring.
+default_role = "py:obj"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -127,6 +132,17 @@ def skip_fields_of_tuples(app, kind, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def plain_signature(app, kind, name, obj, options, signature, returns):
+    """Gives a Flax module the signature of its own, and arrays their short name."""
+    if kind == "class" and issubclass(obj, nnx.Module):
+        own = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(own, unqualified_typehints=True)
+    return tuple(
+        each and each.replace("jaxlib._jax.", "").replace("numpy.ndarray", "ndarray")
+        for each in (signature, returns)
+    )
+
+
 def keep_returns_whole(app, kind, name, obj, options, lines):
     """Keeps a colon in the first line of "Returns" from making a type of that line.
 
@@ -148,7 +164,8 @@ def help_of(*command: str) -> str:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         cli.main([*command, "--help"])
-    return f"```text\n{text.getvalue().rstrip()}\n```\n"
+    lines = (line.rstrip() for line in text.getvalue().splitlines())
+    return "```text\n{}\n```\n".format("\n".join(lines))
 
 
 def add_help(app, docname, source):
@@ -162,6 +179,7 @@ def add_help(app, docname, source):
 def setup(app) -> None:
     # Before napoleon reads the sections.
     app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-skip-member", skip_fields_of_tuples)
     app.connect("missing-reference", resolve)
     app.connect("source-read", add_help)
