@@ -25,7 +25,7 @@ import jax
 from candidates import JaxRun, TorchRun, device_name, torch_device
 from harness import save, time_in_turns
 from matplotlib.figure import Figure
-from paper import LABELS, load, recipe_of
+from paper import BACKBONES, GRAPH_MODELS, load, recipe_of
 from torch_models import check
 
 from sevo_jax.data import LeaveOneOut
@@ -33,6 +33,7 @@ from sevo_jax.reports import plots
 from sevo_jax.training import Trainer
 
 TORCH, ADAMW, SEVO = "PyTorch, AdamW", "sevo_jax, AdamW", "sevo_jax, SEvo-AdamW"
+MODELS = BACKBONES | GRAPH_MODELS
 COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
 
 
@@ -104,7 +105,7 @@ def picture(results: dict[str, Any], devices: str) -> Figure:
             bars = axes.bar(places, medians, 0.27, color=colour, label=name)
             axes.bar_label(bars, fmt=_three_digits, fontsize=6, padding=1)
         axes.set_title(title, loc="left", fontsize=11)
-        labels = [LABELS[name].replace(" ", "\n") for name in results]
+        labels = [MODELS[name].label.replace(" ", "\n") for name in results]
         axes.set_xticks(range(len(results)), labels)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_yscale("log")
@@ -142,9 +143,9 @@ def main() -> None:
     options = parser.parse_args()
     device = options.device or torch_device()
     for start in options.only:
-        if not any(name.startswith(start) for name in LABELS):
-            parser.error(f"--only {start}: choose of {', '.join(LABELS)}")
-    chosen = [name for name in LABELS if name.startswith(tuple(options.only))]
+        if not any(name.startswith(start) for name in MODELS):
+            parser.error(f"--only {start}: choose of {', '.join(MODELS)}")
+    chosen = [name for name in MODELS if name.startswith(tuple(options.only))]
     split = load("beauty")
 
     devices = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {device_name(device)}"
@@ -155,8 +156,8 @@ def main() -> None:
         results[name] = measure(
             name, split, device, options.rounds, options.torch_steps
         )
-        print(*rows(LABELS[name], results[name]), sep="\n", flush=True)
-    if len(chosen) < len(LABELS):
+        print(*rows(MODELS[name].label, results[name]), sep="\n", flush=True)
+    if len(chosen) < len(MODELS):
         print("not all models: nothing written")
         return
     figure = picture(results, devices)

@@ -1,10 +1,10 @@
-"""The tables of README on speed, which `experiments/documents.py` writes there."""
+"""The tables on speed, which `experiments/documents.py` writes into documents."""
 
 import json
 from typing import Any
 
 from harness import RESULTS
-from paper import DATASETS, LABELS
+from paper import BACKBONES, DATASETS, GRAPH_MODELS
 from tables import markdown
 
 
@@ -39,7 +39,9 @@ def backbones() -> str:
     heads = ["training, AdamW", "training, SEvo-AdamW", "ranking", "SEvo adds"]
     rows = [["times faster than PyTorch", *heads]]
     results = read("backbones")["backbones"]
-    for name in filter(results.get, LABELS):
+    for name, about in (BACKBONES | GRAPH_MODELS).items():
+        if name not in results:
+            continue
         found = results[name]
         training, ranking = (
             found[f"{part}, times faster than PyTorch"]
@@ -48,7 +50,39 @@ def backbones() -> str:
         faster = (training[adamw], training[sevo], ranking[sevo])
         added = f"{100 * found['SEvo over AdamW']:.0f} %"
         cells = [f"{each:.1f}" for each in faster]
-        rows.append([LABELS[name], *cells, added])
+        rows.append([about.label, *cells, added])
+    return markdown(rows)
+
+
+def windows() -> str:
+    """What SEvo adds to an epoch of AdamW, by the number of steps of a window."""
+    found = read("windows")["backbones"]
+    steps = list(next(iter(found.values()))["SEvo adds"])
+    rows = [["SEvo adds to an epoch, Beauty", "AdamW", *(f"k = {k}" for k in steps)]]
+    for name, each in found.items():
+        plain = each["seconds"]["adamw"]
+        label, added = BACKBONES[name].label, each["SEvo adds"]
+        cells = [f"{100 * added[k]:+.0f} %" for k in steps]
+        rows.append([label, f"{plain['median']:.2f} s", *cells])
+    return markdown(rows)
+
+
+def step() -> str:
+    """A step in multiples of AdamW's, and the bytes it reads and writes."""
+    names = {"sevo_adamw": "every step", "every 8": "every 8 steps"}
+    names |= {"fused": "as one function", "correction": "without ψ"}
+    heads = [*names.values(), "passes"]
+    rows = [["a step, rows x width", "AdamW", *heads]]
+    for each in read("optimizer_step"):
+        seconds, passes = each["seconds a step"], each["passes over the table"]
+        plain = seconds["AdamW"]["min"]
+        cells = [
+            f"{seconds[name]['min'] / plain:.1f}" if name in seconds else ""
+            for name in names
+        ]
+        count = " / ".join(f"{passes[n]:.0f}" for n in ("AdamW", *list(names)[:2]))
+        table = f"{each['nodes']:,} x {each['width']}"
+        rows.append([table, f"{1e3 * plain:.2f} ms", *cells, count])
     return markdown(rows)
 
 
@@ -69,4 +103,38 @@ def training() -> str:
         ranked = found[name]["times faster than PyTorch, ranking included"]
         memory = f"{found[name]['peak memory MB']:.0f} MB"
         rows.append([label, f"{faster:.1f}", f"{ranked:.1f}", memory])
+    return markdown(rows)
+
+
+def large() -> str:
+    """The graph of a large log, and steps of the largest tables."""
+    log, steps = read("graphs"), read("large")["runs"]
+    build = log["build"]
+    rate = log["interactions"] / build["seconds"] / 1e6
+    rows = [
+        ["", "time", "peak memory"],
+        [
+            f"item graph of {log['interactions']:,} interactions, streamed",
+            f"{build['seconds']:.0f} s ({rate:.1f} million a second)",
+            f"{build['peak MiB'] * 2**20 / 1e9:.1f} GB",
+        ],
+    ]
+    for step in steps:
+        time = f"{step['seconds a step']:.2f} s"
+        # The model is fitted to the first.
+        if step is not steps[0]:
+            time += f" (the model: {step['predicted, gathering fitted']:.2f} s)"
+        what = f"{step['nodes']:,} nodes, {step['entries']:,} entries, width"
+        memory = f"{step['peak bytes'] / 1e9:.1f} GB"
+        rows.append([f"a step: {what} {step['width']}", time, memory])
+    return markdown(rows)
+
+
+def billion() -> str:
+    """What each device holds and receives at a billion rows, on paper."""
+    rows = [["devices", "split", "GB held by each", "GB received by each a step"]]
+    for each in read("large")["a billion rows of width 64"]:
+        held, received = (each[key] / 1e9 for key in ("held", "received a step"))
+        split = each["sharding"].replace(" x width", ", and width by")
+        rows.append([f"{each['devices']}", split, f"{held:.3g}", f"{received:.3g}"])
     return markdown(rows)

@@ -24,6 +24,8 @@ from sevo_jax.training import Recipe, Trainer
 from sevo_jax.training.mesh import split_batches
 
 STEPS = (1, 4, 8, 16)
+# Seconds for a backbone, after which no round begins.
+AT_MOST = 150
 ADAMW = "adamw"
 
 
@@ -54,7 +56,7 @@ def measure(backbone: str, split: LeaveOneOut, rounds: int) -> dict[str, Any]:
     recipes = {ADAMW: recipe_of(backbone, "beauty", ADAMW)}
     recipes |= {f"every {k}": recipe_with(backbone, k) for k in STEPS}
     epochs = {name: Epoch(recipe, split) for name, recipe in recipes.items()}
-    seconds = time_in_turns(epochs, rounds=rounds)
+    seconds = time_in_turns(epochs, rounds=rounds, at_most=AT_MOST)
     plain = seconds[ADAMW]["median"]
     added = {k: seconds[f"every {k}"]["median"] / plain - 1 for k in STEPS}
     return {"seconds": seconds, "SEvo adds": added}
@@ -87,7 +89,9 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[""], help="backbones whose names begin so"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="turns that count, at most"
+    )
     options = parser.parse_args()
     chosen = [name for name in BACKBONES if name.startswith(tuple(options.only))]
     if not chosen:

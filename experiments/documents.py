@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and experiments/README.md from the stored results.
+"""Writes the tables of the documents from the stored results.
 
     python experiments/documents.py
 
@@ -27,18 +27,32 @@ import table3
 import table4
 import table5
 import tuning
+from paper import GRAPH_MODELS
 from tables import markdown
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "experiments/README.md",
+        "docs/large.md",
+        "docs/speed.md",
+        "docs/when-it-helps.md",
+    )
+]
 PARTS: dict[str, Callable[[], str]] = {
+    "table3-short": lambda: markdown(table3.short_table()),
+    "progress": lambda: markdown(table3.progress()),
     "table3": table3.table_in_markdown,
+    "graph-models": lambda: markdown(table3.graph_models()),
     "table3-averages": lambda: markdown(table3.average_improvements()),
     "table3-all": lambda: f"```\n{table3.table()}\n```",
     **{
         f"tuning-{dataset}": lambda dataset=dataset: markdown(tuning.table(dataset))
         for dataset in ("beauty", "tools")
     },
+    "tuning-graph-models": lambda: markdown(tuning.table("beauty", GRAPH_MODELS)),
     **{
         name: lambda name=name, cells=cells: study.page(name, cells())
         for name, cells in {
@@ -55,7 +69,11 @@ PARTS: dict[str, Callable[[], str]] = {
     },
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
+    "windows": summary.windows,
+    "step": summary.step,
     "training": summary.training,
+    "large": summary.large,
+    "billion": summary.billion,
 }
 """What can stand in a document, by name."""
 

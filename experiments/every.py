@@ -7,17 +7,23 @@
 
 ``sevo_adamw(every=k)`` sums what goes to neighbours over k steps and propagates it
 once, for a k-th of the work. SASRec on Beauty for k up to 32; the others for k = 8.
+`draw` puts beside it what an epoch costs, as ``benchmarks/windows.py`` measured it.
 """
+
+import json
 
 import study
 from matplotlib.figure import Figure
-from paper import BACKBONES
+from paper import BACKBONES, RESULTS
 from study import Cell
 from tables import column
 
 from sevo_jax.reports import plots
+from sevo_jax.reports.comparison import Spread
 
 STEPS = (1, 2, 4, 8, 16, 32)
+# What `benchmarks/windows.py` measured.
+COST = RESULTS.parents[1] / "benchmarks" / "results" / "windows-cpu.json"
 OTHERS = ("gru4rec", "mf-bpr-ui", "mf-bpr-ii", "stosa")
 
 
@@ -32,23 +38,43 @@ CELLS += [cell(backbone, every) for backbone in OTHERS for every in (1, 8)]
 
 
 def draw(quick: bool) -> Figure:
-    """Validation and test NDCG@10 of SASRec by k, beside AdamW."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    study.style(axes, "SASRec on Beauty", "propagation every k steps", "NDCG@10")
+    """NDCG@10 of SASRec by k, beside AdamW; and what SEvo adds to an epoch, by k."""
+    figure = Figure(figsize=(10, 4.0), layout="constrained")
+    quality, cost = figure.subplots(1, 2)
+    study.style(quality, "SASRec on Beauty", "propagation every k steps", "NDCG@10")
     for index, name in enumerate(("valid NDCG@10", "NDCG@10")):
         label = "validation" if name.startswith("valid") else "test"
-        points = {every: cell("sasrec", every).mean(name, quick) for every in STEPS}
-        known = {every: mean for every, mean in points.items() if mean is not None}
-        study.curve(axes, known, index, label)
+        by_step = {k: column(cell("sasrec", k).results(quick), name) for k in STEPS}
+        spreads = {
+            k: Spread.of([*each.values()]) for k, each in by_step.items() if each
+        }
+        study.curve(quality, {k: s.mean for k, s in spreads.items()}, index, label)
+        colour = plots.COLOURS[index]
+        for k, each in spreads.items():
+            if len(by_step[k]) > 1:
+                quality.errorbar(k, each.mean, each.std, color=colour, capsize=3)
         plain = column(cell("sasrec", 1).plain(quick), name)
         if plain:
-            level = sum(plain.values()) / len(plain)
-            colour = plots.COLOURS[index]
-            axes.axhline(level, ls=":", color=colour, label=f"{label}, AdamW")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(STEPS, [str(every) for every in STEPS])
-    study.legend(axes)
+            level = Spread.of([*plain.values()]).mean
+            quality.axhline(level, ls=":", color=colour, label=f"{label}, AdamW")
+    study.style(
+        cost,
+        "An epoch on Beauty, two CPU cores",
+        "propagation every k steps",
+        "SEvo adds to an epoch of AdamW, %",
+    )
+    measured = COST.exists() and json.loads(COST.read_text())["results"]["backbones"]
+    for index, (name, each) in enumerate((measured or {}).items()):
+        added = {int(k): 100 * share for k, share in each["SEvo adds"].items()}
+        study.curve(cost, added, index, BACKBONES[name].label)
+    ticks = (0, 5, 10, 20, 50, 100, 200, 400)
+    cost.set_yscale("symlog", linthresh=10)
+    cost.set_yticks(ticks, [str(tick) for tick in ticks])
+    cost.minorticks_off()
+    for axes in (quality, cost):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(STEPS, [str(every) for every in STEPS])
+        study.legend(axes)
     return figure
 
 

@@ -40,15 +40,15 @@ BACKBONES = {
 """By name; the recipes are called `<name>-<data set>`."""
 
 GRAPH_MODELS = {
-    "lightgcn": "LightGCN",
-    "sr-gnn": "SR-GNN",
-    "lessr": "LESSR",
-    "maerec": "MAERec",
+    name: Backbone(label, name, name)
+    for name, label in {
+        "lightgcn": "LightGCN",
+        "sr-gnn": "SR-GNN",
+        "lessr": "LESSR",
+        "maerec": "MAERec",
+    }.items()
 }
-"""What people call the models that SEvo is compared with, by name."""
-
-LABELS = {name: about.label for name, about in BACKBONES.items()} | GRAPH_MODELS
-"""What people call backbones and graph models."""
+"""The models that the paper compares SEvo with. It does not smooth their updates."""
 
 DATASETS = {
     "beauty": "Beauty",
@@ -59,7 +59,10 @@ DATASETS = {
 """What people call the data sets, by the names of their files."""
 
 NUMBERS = json.loads((Path(__file__).parent / "paper_table3.json").read_text())
-"""Table 3: `without` SEvo by model, `with` it, from the authors' logs, by backbone."""
+"""Table 3: `without` SEvo by model, `with` it, from the authors' logs, by backbone.
+
+Of graph models there is none with it.
+"""
 
 
 def recipe_of(backbone: str, dataset: str, optimizer: str) -> Recipe:

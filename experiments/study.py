@@ -16,7 +16,7 @@ import table3
 from jobs import Job, do, results_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from paper import BACKBONES, DATASETS, RESULTS, recipe_of
+from paper import DATASETS, RESULTS, recipe_of
 from tables import change, column, markdown, spread, text
 
 from sevo_jax.evaluation import PAPER_METRICS
@@ -99,7 +99,7 @@ class Cell:
 
     def plain(self, quick: bool = False) -> dict[int, dict]:
         """What there is of AdamW, by seed."""
-        backbone = BACKBONES[self.backbone].plain
+        backbone = table3.MODELS[self.backbone].plain
         cell = Cell("AdamW", {"optimizer.name": "adamw"}, backbone, self.dataset)
         return cell.results(quick)
 

@@ -1,9 +1,10 @@
-"""Table 3 of the paper: the five backbones with and without SEvo.
+"""Table 3 of the paper: graph models, and the five backbones with and without SEvo.
 
     python experiments/table3.py run
     python experiments/table3.py run --only mf-bpr stosa-beauty --seeds 0
     python experiments/table3.py table
     python experiments/table3.py table --markdown
+    python experiments/table3.py draw
 
 `run` trains what has no result yet, the most valuable runs first, and writes one file a
 run into ``results/table3``. It can be stopped at any time and started again, and
@@ -13,10 +14,11 @@ and the authors' own, and what is missing. Its last column is of the validation 
 by which the epoch is chosen: it tells a model that differs from the authors' (both
 NDCG@10 do) from chance in the test targets. How likely chance is, the row "p of the
 same mean" says: Student's t-test of our seeds and the authors' five. With
-``--markdown`` it prints NDCG@10 alone, as README shows it.
+``--markdown`` it prints NDCG@10 alone. `draw` draws how SASRec learns on Beauty with
+either optimizer, into ``docs/validation.png``.
 
 Without SEvo means AdamW with the hyper-parameters of the SEvo run: those of the paper's
-plain backbones are unpublished.
+plain backbones are unpublished. SEvo on a graph model is not in the paper.
 """
 
 import argparse
@@ -26,10 +28,12 @@ from pathlib import Path
 
 import jax
 from jobs import Job, do, results_of
-from paper import BACKBONES, DATASETS, NUMBERS, RESULTS, recipe_of
+from matplotlib.figure import Figure
+from paper import BACKBONES, DATASETS, GRAPH_MODELS, NUMBERS, RESULTS, recipe_of
 from scipy import stats
 from tables import (
     COLUMNS,
+    VALID,
     Results,
     change,
     column,
@@ -42,9 +46,12 @@ from tables import (
 )
 
 from sevo_jax.evaluation import PAPER_METRICS
+from sevo_jax.reports import plots
 from sevo_jax.reports.comparison import Spread
 
 FOLDER = RESULTS / "table3"
+MODELS = GRAPH_MODELS | BACKBONES
+PICTURE = Path(__file__).parents[1] / "docs" / "validation.png"
 OPTIMIZERS = ("sevo_adamw", "adamw")
 SEEDS = range(5)
 NUM_AUTHORS_SEEDS = 5
@@ -77,9 +84,9 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
     cells = [
         (backbone, dataset, optimizer)
         for dataset in DATASETS
-        for backbone in BACKBONES
+        for backbone, about in MODELS.items()
         for optimizer in OPTIMIZERS
-        if optimizer != "adamw" or BACKBONES[backbone].plain == backbone
+        if optimizer != "adamw" or about.plain == backbone
     ]
     if jax.default_backend() == "cpu":
         yield from ([job(*cell, seed)] for seed in seeds for cell in cells)
@@ -89,7 +96,7 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
 
 def cell(backbone: str, dataset: str, make=job) -> tuple[Results, Results]:
     """What there is with SEvo and without it."""
-    plain = BACKBONES[backbone].plain
+    plain = MODELS[backbone].plain
     return (
         results_of(make(backbone, dataset, "sevo_adamw", seed) for seed in SEEDS),
         results_of(make(plain, dataset, "adamw", seed) for seed in SEEDS),
@@ -107,7 +114,7 @@ def table() -> str:
     parts, missing = [], []
     for dataset in DATASETS:
         rows = [[dataset, *COLUMNS]]
-        for backbone, about in BACKBONES.items():
+        for backbone, about in MODELS.items():
             sevo, plain = cell(backbone, dataset)
             paper = NUMBERS["without"][f"{about.paper}-{dataset}"]
             rows.append([backbone, *[""] * len(COLUMNS)])
@@ -116,11 +123,13 @@ def table() -> str:
             )
             if plain:
                 rows.append([f"  AdamW, {seeds(plain)}", *_spreads(plain)])
-            rows.append(["  SEvo, authors", *authors_spreads(backbone, dataset)])
+            authors = NUMBERS["with"].get(f"{backbone}-{dataset}")
+            if authors:
+                rows.append(["  SEvo, authors", *authors_spreads(backbone, dataset)])
             if sevo:
-                same = _same_means(sevo, NUMBERS["with"][f"{backbone}-{dataset}"])
                 rows.append([f"  SEvo, {seeds(sevo)}", *_spreads(sevo)])
-                rows.append(["  p of the same mean", *same])
+            if sevo and authors:
+                rows.append(["  p of the same mean", *_same_means(sevo, authors)])
             if sevo and plain:
                 changes = (change(column(plain, m), column(sevo, m)) for m in COLUMNS)
                 rows.append(["  SEvo over AdamW", *changes])
@@ -164,6 +173,65 @@ def table_in_markdown() -> str:
                 )
     gaps = (f"on {title} {', '.join(each)}" for title, each in missing.items())
     return f"{markdown(rows)}\n\nNot run yet: {'; '.join(gaps) or 'nothing'}."
+
+
+def graph_models() -> list[list[str]]:
+    """NDCG@10 of the graph models beside the paper's, and with SEvo on top."""
+    rows = [["data", "model", "seeds", "AdamW", "the paper", "over the paper"]]
+    rows[0] += ["SEvo-AdamW", "SEvo over AdamW"]
+    for dataset, title in DATASETS.items():
+        for model, about in GRAPH_MODELS.items():
+            found = cell(model, dataset)
+            sevo, plain = (column(each, "NDCG@10") for each in found)
+            paper = NUMBERS["without"][f"{model}-{dataset}"]["NDCG@10"]
+            counts = {str(len(each)): None for each in (plain, sevo) if each}
+            row = [title, about.label, " and ".join(counts) or "none"]
+            row += [spread(plain) if plain else "not run", f"{paper:.4f}"]
+            over = sum(plain.values()) / len(plain) / paper - 1 if plain else None
+            row += ["" if over is None else percent(over)]
+            row += [spread(sevo) if sevo else "not run"]
+            rows.append([*row, change(plain, sevo) if plain and sevo else ""])
+    return rows
+
+
+def short_table() -> list[list[str]]:
+    """Test NDCG@10 on Beauty of one backbone of each kind, as README shows it."""
+    rows = [["Amazon Beauty", "seeds", "AdamW", "SEvo-AdamW", "change"]]
+    for backbone in ("mf-bpr-ii", "gru4rec", "sasrec", "stosa", "bert4rec"):
+        sevo, plain = (column(each, "NDCG@10") for each in cell(backbone, "beauty"))
+        counts = " and ".join(map(str, {len(plain): None, len(sevo): None}))
+        gain = change(plain, sevo)
+        label = BACKBONES[backbone].label
+        rows.append([label, counts, spread(plain), spread(sevo), gain])
+    return rows
+
+
+def progress() -> list[list[str]]:
+    """Validation NDCG@10 of SASRec on Beauty after some epochs, of the same seeds."""
+    epochs = (5, 10, 15, 25, 50, 100, 200)
+    rows = [["epochs", *map(str, epochs)]]
+    for name, curve in _curves("sasrec", "beauty").items():
+        points = dict(zip(curve.epochs, curve.values.T, strict=True))
+        cells = [spread(dict(enumerate(points[epoch]))) for epoch in epochs]
+        rows.append([name, *cells])
+    return rows
+
+
+def draw() -> Figure:
+    """Validation NDCG@10 of SASRec on Beauty through training."""
+    return plots.validation(_curves("sasrec", "beauty"), "NDCG@10", "SASRec, Beauty")
+
+
+def _curves(backbone: str, dataset: str) -> dict[str, plots.Curves]:
+    """Validation NDCG@10 by epoch, of the seeds that both optimizers have."""
+    sevo, plain = cell(backbone, dataset)
+    shared = sorted(sevo.keys() & plain.keys())
+    return {
+        label: plots.Curves.of(
+            [{int(e): v for e, v in found[seed][VALID].items()} for seed in shared]
+        )
+        for label, found in (("AdamW", plain), ("SEvo-AdamW", sevo))
+    }
 
 
 def average_improvements() -> list[list[str]]:
@@ -226,16 +294,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "table", "draw"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--only", nargs="+", default=[""], help="runs whose names begin so"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--markdown", action="store_true", help="the table of README")
+    parser.add_argument("--markdown", action="store_true", help="NDCG@10 alone")
     options = parser.parse_args()
     if options.command == "table":
         print(table_in_markdown() if options.markdown else table())
+        return
+    if options.command == "draw":
+        plots.save(draw(), PICTURE)
+        print("written to", PICTURE)
         return
     for group in jobs(options.seeds):
         wanted = tuple(options.only)

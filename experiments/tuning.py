@@ -8,12 +8,15 @@
 The paper does not publish the settings of its plain backbones, and its recipes were
 chosen for SEvo. Here a backbone is tuned on a dataset with AdamW and with SEvo-AdamW,
 with the same budget. The search starts from the recipe and changes one hyper-parameter
-after another, in the order of `GRID`, each time keeping the value with the best
-validation NDCG@10. A run of the search has a quarter of the recipe's epochs, with STOSA
-and BERT4Rec an eighth, and the seed 0, and its test metrics are not even written down.
+after another, in the order of `GRIDS`, each time keeping the value with the best
+validation NDCG@10. A run of the search has the seed 0 and a quarter of the recipe's
+epochs, or the `SEARCH_SHARE` of it, and its test metrics are not even written down.
 So short a run favours what learns fast (high learning rates); therefore what the search
 finds and the recipe are both trained for all epochs, and again the better validation
 NDCG@10 decides. That is then trained from each seed.
+
+The settings of the paper's graph models are unpublished too: ``--only lightgcn
+--optimizers adamw`` searches theirs.
 
 Runs are resumable and may be done side by side, as those of ``table3.py``; results go
 to ``results/tuning``. `table` prints what was chosen, and the test metrics beside those
@@ -22,12 +25,13 @@ of the recipes (``results/table3``), as far as there are any.
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import table3
 from jobs import Job, do, results_of
-from paper import BACKBONES, DATASETS, RESULTS, recipe_of
+from paper import BACKBONES, DATASETS, RESULTS, Backbone, recipe_of
 from table3 import SEEDS
 from table3 import job as recipe_job
 from tables import change, column, markdown, seeds, spread, text
@@ -41,38 +45,77 @@ GRID = {
     "dropout": (0.2, 0.4, 0.6),
     "learning_rate": (5e-4, 1e-3, 5e-3),
 }
+RATES = GRID["learning_rate"]
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) | {
+    "lightgcn": {
+        "regularization": (1e-4, 1e-3, 1e-2),
+        "num_hops": (2, 3, 4),
+        "learning_rate": RATES,
+    },
+    "sr-gnn": {
+        "weight_decay": (0.01, 0.1, 0.5),
+        "num_steps": (1, 2),
+        "learning_rate": RATES,
+    },
+    "lessr": {
+        "weight_decay": (1e-6, 1e-2, 0.1),
+        "dropout": (0.3, 0.5, 0.7),
+        "num_blocks": (2, 3, 4),
+        "learning_rate": RATES,
+    },
+    "maerec": {
+        "reconstruction_weight": (0.0, 0.1, 1.0),
+        "dropout": (0.1, 0.3, 0.5),
+        "num_blocks": (1, 2, 3),
+        "learning_rate": RATES,
+    },
+}
 # A run of the search has one in so many of a recipe's epochs.
-SEARCH_SHARE = dict.fromkeys(BACKBONES, 4) | {"stosa": 8, "bert4rec": 8}
+SEARCH_SHARE = dict.fromkeys(table3.MODELS, 4)
+SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20, "maerec": 10}
+SHORT = {
+    "weight_decay": ("wd", "decay"),
+    "dropout": ("drop", "dropout"),
+    "learning_rate": ("lr", "rate"),
+    "regularization": ("reg", "regularization"),
+    "num_hops": ("hops", "hops"),
+    "num_steps": ("steps", "steps"),
+    "num_blocks": ("blocks", "blocks"),
+    "reconstruction_weight": ("rec", "reconstruction"),
+}
+"""Of a hyper-parameter, what it is called in files and by people."""
 SELECTION = "NDCG@10"
 
 
+def _place(recipe: Recipe, name: str) -> tuple[str, str]:
+    """The part of a recipe and its field that hold a hyper-parameter."""
+    if hasattr(recipe.optimizer, name):
+        return "optimizer", name
+    if recipe.model == "stosa" and name == "dropout":
+        return "architecture", "hidden_dropout"
+    return "architecture", name
+
+
 def value_of(recipe: Recipe, name: str) -> float | None:
-    """A hyper-parameter of `GRID`; None where the model has none of the name."""
-    if name != "dropout":
-        return getattr(recipe.optimizer, name)
-    return getattr(recipe.architecture, _dropout_field(recipe), None)
+    """A hyper-parameter; None where the model has none of the name."""
+    part, field = _place(recipe, name)
+    return getattr(getattr(recipe, part), field, None)
 
 
 def with_value(recipe: Recipe, name: str, value: float) -> Recipe:
     """`recipe` with another value of a hyper-parameter."""
-    if name == "dropout":
-        part, changes = "architecture", {_dropout_field(recipe): value}
-    else:
-        part, changes = "optimizer", {name: value}
-    changed = dataclasses.replace(getattr(recipe, part), **changes)
+    part, field = _place(recipe, name)
+    changed = dataclasses.replace(getattr(recipe, part), **{field: value})
     return dataclasses.replace(recipe, **{part: changed})
 
 
-def _dropout_field(recipe: Recipe) -> str:
-    return "hidden_dropout" if recipe.model == "stosa" else "dropout"
-
-
-def describe(recipe: Recipe) -> str:
-    """The values of the grid's hyper-parameters, for people and file names."""
-    values = {name: value_of(recipe, name) for name in GRID}
-    short = {"weight_decay": "wd", "dropout": "drop", "learning_rate": "lr"}
+def describe(backbone: str, recipe: Recipe) -> str:
+    """The values of the grid's hyper-parameters, in the name of a file."""
+    values = {name: value_of(recipe, name) for name in GRIDS[backbone]}
     return "-".join(
-        f"{short[name]}{value:g}" for name, value in values.items() if value is not None
+        f"{SHORT[name][0]}{value:g}"
+        for name, value in values.items()
+        if value is not None
     )
 
 
@@ -80,7 +123,7 @@ def search_job(backbone: str, dataset: str, recipe: Recipe) -> Job:
     """A run of the search."""
     short = dataclasses.replace(recipe, epochs=recipe.epochs // SEARCH_SHARE[backbone])
     optimizer = recipe.optimizer.name
-    name = f"search-{backbone}-{dataset}-{optimizer}-{describe(recipe)}"
+    name = f"search-{backbone}-{dataset}-{optimizer}-{describe(backbone, recipe)}"
     return Job(name, short, dataset, 0, FOLDER, test=False)
 
 
@@ -90,13 +133,13 @@ def final_job(backbone: str, dataset: str, recipe: Recipe, seed: int) -> Job:
     backbone = _of_one_graph(backbone, optimizer)
     if recipe == recipe_of(backbone, dataset, optimizer):
         return recipe_job(backbone, dataset, optimizer, seed)
-    name = f"{backbone}-{dataset}-{optimizer}-{describe(recipe)}"
+    name = f"{backbone}-{dataset}-{optimizer}-{describe(backbone, recipe)}"
     return Job(name, recipe, dataset, seed, FOLDER)
 
 
 def _of_one_graph(backbone: str, optimizer: str) -> str:
     """Which graph makes no difference to AdamW: one of MF-BPR's serves both."""
-    return BACKBONES[backbone].plain if optimizer == "adamw" else backbone
+    return table3.MODELS[backbone].plain if optimizer == "adamw" else backbone
 
 
 def chosen(
@@ -105,7 +148,7 @@ def chosen(
     """Of the recipe and what the search finds, the better; None if that is not known.
 
     Args:
-      backbone: one of `BACKBONES`.
+      backbone: one of Table 3's.
       dataset: one of the paper's.
       optimizer: one of `OPTIMIZERS`.
       work: folder to do missing runs in; None does none.
@@ -126,7 +169,7 @@ def _search(
 ) -> Recipe | None:
     """What the short runs find, from `recipe` on."""
     best = recipe
-    for name, values in GRID.items():
+    for name, values in GRIDS[backbone].items():
         current = value_of(best, name)
         if current is None:
             continue
@@ -157,10 +200,10 @@ def _best(
     return candidates[scores.index(max(scores))]
 
 
-def table(dataset: str) -> list[list[str]]:
+def table(dataset: str, models: Mapping[str, Backbone] = BACKBONES) -> list[list[str]]:
     """What was chosen and its test NDCG@10, the recipe's where it is the recipe."""
     rows = [["backbone", "AdamW", "SEvo-AdamW", "SEvo over AdamW"]]
-    for backbone, about in BACKBONES.items():
+    for backbone, about in models.items():
         cells, found = [], []
         for optimizer in OPTIMIZERS:
             recipe = chosen(backbone, dataset, optimizer)
@@ -171,7 +214,7 @@ def table(dataset: str) -> list[list[str]]:
             results = results_of(finals)
             own = recipe_of(_of_one_graph(backbone, optimizer), dataset, optimizer)
             found.append(column(results, SELECTION))
-            notes = [describe_change(own, recipe)]
+            notes = [describe_change(backbone, own, recipe)]
             notes += [seeds(results)] * (len(results) > 1)
             cells.append(f"{spread(found[-1])} ({', '.join(notes)})")
         last = change(*found) if len(found) == len(OPTIMIZERS) else "unknown"
@@ -179,12 +222,11 @@ def table(dataset: str) -> list[list[str]]:
     return rows
 
 
-def describe_change(own: Recipe, recipe: Recipe) -> str:
-    """What differs from the paper's recipe, for people."""
-    short = {"weight_decay": "decay", "dropout": "dropout", "learning_rate": "rate"}
+def describe_change(backbone: str, own: Recipe, recipe: Recipe) -> str:
+    """What differs from the recipe, for people."""
     changed = [
-        f"{short[name]} {value_of(recipe, name):g}"
-        for name in GRID
+        f"{SHORT[name][1]} {value_of(recipe, name):g}"
+        for name in GRIDS[backbone]
         if value_of(recipe, name) != value_of(own, name)
     ]
     return ", ".join(changed) or "the recipe"
@@ -197,15 +239,19 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--dataset", choices=DATASETS, default="beauty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=BACKBONES, default=BACKBONES)
+    parser.add_argument("--only", nargs="+", choices=table3.MODELS, default=BACKBONES)
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--markdown", action="store_true", help="the table of README")
     options = parser.parse_args()
     if options.command == "table":
-        print((markdown if options.markdown else text)(table(options.dataset)))
+        models = {name: table3.MODELS[name] for name in options.only}
+        print((markdown if options.markdown else text)(table(options.dataset, models)))
         return
     for backbone in options.only:
-        for optimizer in OPTIMIZERS:
+        for optimizer in options.optimizers:
             recipe = chosen(backbone, options.dataset, optimizer, options.work)
             if recipe is None:
                 continue
