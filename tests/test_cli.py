@@ -224,6 +224,18 @@ def test_the_recipe_to_start_from(args, name):
     assert _runs.preset(args.split()) == (name, RECIPES[name])
 
 
+def test_a_recipe_to_start_from_may_be_a_file(compared, capsys, tmp_path):
+    folder = compared / "adamw-seed1"
+    for source in (folder, folder / "run.json"):
+        args = ["--recipe", str(source), "--beta", "0.5"]
+        recipe = _build(_train.Train, _train.NamedOptimizer, args).build()
+        assert recipe.optimizer.beta == 0.5 and recipe.architecture.width == 8
+        assert recipe.optimizer.name == "adamw" and recipe.epochs == 2
+    _fails(capsys, ["train", "--recipe", "no.json"], "no.json", "No such file")
+    _fails(capsys, ["train", "--recipe", compared / "results.json"], "holds no recipe")
+    _fails(capsys, ["train", "--patience", "0"], "patience", "at least 1")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_recipes_to_start_from(model):
     for args in (["--model", model], ["--model", model, "--data", "x.txt"]):

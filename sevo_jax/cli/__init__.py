@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": "_train",
     "evaluate": "_evaluate",
     "recommend": "_recommend",
+    "export": "_export",
     "graph": "_graph",
     "data": "_data",
 }
@@ -38,6 +39,7 @@ commands:
   train      train one model, with checkpoints
   evaluate   validation and test metrics of a trained model
   recommend  the best items for users, from a trained model
+  export     embeddings and the scorer of a trained model, for use without sevo_jax
   graph      build, look at and save the item graph that SEvo smooths over
   data       statistics of an interaction log; conversion between file formats
 

@@ -82,7 +82,12 @@ def evaluate(args: Sequence[str]) -> None:
         part: evaluation.evaluate(saved.model, split, part, config, rows=rows)
         for part in ("valid", "test")
     }
-    protocol = evaluation.describe(split, config, eval_every=saved.recipe.eval_every)
+    protocol = evaluation.describe(
+        split,
+        config,
+        eval_every=saved.recipe.eval_every,
+        patience=saved.recipe.patience,
+    )
     if config.seen != saved.recipe.evaluation.seen:
         protocol += f"; the epoch was chosen with --seen {saved.recipe.evaluation.seen}"
     protocol += other

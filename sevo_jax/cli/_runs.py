@@ -35,6 +35,7 @@ from sevo_jax.training import (
     Recipe,
     RunFolder,
     find_recipe,
+    read_recipe,
 )
 from sevo_jax.training.mesh import make_mesh
 from sevo_jax.training.recipe import suggestion
@@ -53,8 +54,9 @@ class RecipeOptions:
         str,
         option(
             "Hyper-parameters to start from; they are the defaults of all other "
-            f"options: {', '.join(RECIPES)}.",
-            "NAME",
+            f"options: {', '.join(RECIPES)}; or a JSON file of them, such as the "
+            "run.json of a run.",
+            "NAME|FILE",
         ),
     ]
     model: Annotated[str, option(f"Recommender: {', '.join(MODELS)}.", "NAME")]
@@ -66,6 +68,10 @@ class RecipeOptions:
         ),
     ]
     eval_every: Annotated[int, option("Epochs from one validation to the next.")]
+    patience: Annotated[
+        int | None,
+        option("Validations without a better one after which training stops."),
+    ]
     mesh: Annotated[
         tuple[int, int],
         option(
@@ -139,7 +145,10 @@ def preset(args: Sequence[str]) -> tuple[str, Recipe]:
             f"model {shown(given.model)}: {suggestion(given.model, MODELS)}"
         )
     if given.recipe is not None:
-        recipe = find_recipe(given.recipe)
+        is_file = given.recipe not in RECIPES and (
+            given.recipe.endswith(".json") or Path(given.recipe).is_dir()
+        )
+        recipe = (read_recipe if is_file else find_recipe)(given.recipe)
         if given.model not in (None, recipe.model):
             raise ValueError(
                 f"recipe {given.recipe!r} is for the model {recipe.model!r}, not "

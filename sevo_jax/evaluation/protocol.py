@@ -83,6 +83,7 @@ def describe(
     parts: Sequence[Part] = ("valid", "test"),
     *,
     eval_every: int | None = None,
+    patience: int | None = None,
 ) -> str:
     """The protocol in words.
 
@@ -91,6 +92,7 @@ def describe(
       config: what is measured, and how.
       parts: what of the split is measured.
       eval_every: epochs between two validations, if the model is of the best epoch.
+      patience: validations after which training stops, if none of them is better.
 
     Examples:
       >>> from sevo_jax.data import leave_one_out
@@ -112,9 +114,10 @@ def describe(
         "mean over users",
     ]
     if eval_every is not None:
-        words.append(
-            f"best epoch by validation {config.selection} every {eval_every} epochs"
-        )
+        best = f"best epoch by validation {config.selection} every {eval_every} epochs"
+        if patience is not None:
+            best += f", until {patience} in a row are not better"
+        words.append(best)
     if "test" in parts:
         words.append("test input includes the validation item")
     return "; ".join(words)

@@ -76,7 +76,9 @@ class Assembly:
         self.optimizer_name = recipe.optimizer.name if optimizer is None else "custom"
         self.mesh = make_mesh() if mesh is None else mesh
         config = recipe.evaluation
-        self.protocol = describe(split, config, eval_every=recipe.eval_every)
+        self.protocol = describe(
+            split, config, eval_every=recipe.eval_every, patience=recipe.patience
+        )
         kind = MODELS[recipe.model]
         smoothed = self._smoothed(kind, graphs)
         self.smoothing = split_tables(self.mesh, read_graphs(smoothed), ())

@@ -180,6 +180,9 @@ class Recipe:
     """Passes over the train sequences, at least 1."""
     eval_every: int = 5
     """Epochs between two validations, at least 1."""
+    patience: int | None = None
+    """Validations in a row without a better one after which training stops, at least 1;
+    None for never."""
 
     def __post_init__(self):
         _checks.one_of(self, "model", tuple(MODELS))
@@ -199,6 +202,8 @@ class Recipe:
                 f"{' or '.join(fitting)}"
             )
         _checks.at_least(self, 1, "batch_size", "epochs", "eval_every")
+        in_range = self.patience is None or self.patience >= 1
+        _checks.require_field(self, "patience", in_range, "at least 1 or None")
 
     def with_optimizer(self, name: str) -> Recipe:
         """The same recipe with another optimizer, its hyper-parameters kept."""

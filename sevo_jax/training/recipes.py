@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe, suggestion
@@ -17,6 +19,37 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: {suggestion(name, RECIPES)}")
     return RECIPES[name]
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a JSON file: by itself, or as a run has written it.
+
+    Args:
+      path: what :meth:`Recipe.to_dict` gave, as JSON; or ``run.json`` or
+        ``result.json`` of a run; or the folder of a run.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds no recipe, or a field that is none or a wrong value.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= "run.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(values, dict):
+        values = values.get("recipe", values)
+    if not isinstance(values, dict) or "model" not in values:
+        raise ValueError(
+            f"{path} holds no recipe: give run.json or result.json of a run, or an "
+            'object like {"model": "sasrec", "epochs": 50, "optimizer": {...}}'
+        )
+    try:
+        return Recipe.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _vary(base: Recipe, **changes: Any) -> Recipe:

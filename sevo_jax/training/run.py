@@ -114,6 +114,11 @@ class Progress:
         """Whether the parameters of `epoch` have been evaluated."""
         return bool(self.history) and self.history[-1]["epoch"] == self.epoch
 
+    def impatient(self, patience: int | None) -> bool:
+        """Whether so many evaluations in a row have not been better."""
+        later = [each for each in self.history if each["epoch"] > self.best_epoch]
+        return patience is not None and len(later) >= patience
+
     @property
     def seconds_per_epoch(self) -> float:
         """The median, which the epoch that compiles does not move."""
@@ -264,9 +269,13 @@ class Run:
 
 
 def _lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change when a run goes on: epochs, metrics, names and paths may."""
+    """What may not change when a run goes on.
+
+    How long it goes on may, and metrics, names and paths.
+    """
     # Fields that a checkpoint is older than have their defaults.
-    recipe = {**Recipe.from_dict(identity["recipe"]).to_dict(), "epochs": None}
+    recipe = Recipe.from_dict(identity["recipe"]).to_dict()
+    recipe |= {"epochs": None, "patience": None}
     recipe["graph"] = {**recipe["graph"], "attributes": None}
     recipe["evaluation"] = {**recipe["evaluation"], "metrics": None}
     return {

@@ -51,9 +51,10 @@ class RunLog:
                 JsonLines(folder.metrics, progress),
                 TensorBoard(folder.tensorboard, progress),
             ]
+        self._show = show
+        for note in progress.notes:
+            self.note(note)
         if show:
-            for note in progress.notes:
-                print(note, file=sys.stderr)
             kind = Bar if sys.stderr.isatty() else Lines
             self._outputs.append(kind(progress.epoch, epochs, selection, label))
         for output in self._outputs:
@@ -71,6 +72,11 @@ class RunLog:
         """Writes a trained epoch: number, mean loss, duration and parts of the loss."""
         for output in self._outputs:
             output.train(epoch, loss, seconds, parts)
+
+    def note(self, text: str) -> None:
+        """Shows an entry of `RunResult.notes`."""
+        if self._show:
+            tqdm.write(text, file=sys.stderr)
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Writes an evaluation: an entry of `RunResult.history`."""

@@ -75,7 +75,8 @@ class Trainer(Assembly):
         Before each epoch whose number is a multiple of `recipe.eval_every`, epoch 0
         included, and once at the end, the validation items are ranked; parameters
         that beat all before by the recipe's metric of selection are kept, and their
-        validation and test metrics are the result.
+        validation and test metrics are the result. With `recipe.patience` it stops
+        early, after so many evaluations in a row that were not better.
 
         Args:
           seed: in [0, 2**32); determines initial values, batches and dropout.
@@ -115,7 +116,8 @@ class Trainer(Assembly):
 
         On a GPU, which a single run leaves mostly idle, this is faster than one after
         another; on a CPU it is slower. A run comes out as it does alone, up to
-        rounding.
+        rounding: where one has lost its patience, what it learns while others go on
+        does not count.
 
         Args:
           seeds: one a run, none twice.
@@ -221,18 +223,29 @@ class Trainer(Assembly):
             drawn = same_shapes([each[epoch] for each in epochs])
             return [split_batches(self.mesh, batches) for batches in drawn]
 
-        for batches in ahead(draw, runs[0].progress.epoch, stop):
-            if runs[0].progress.epoch % recipe.eval_every == 0:
-                for run in runs:
+        start = max(run.progress.epoch for run in runs)
+        for batches in ahead(draw, start, stop):
+            going = self._going(runs)
+            if going and going[0].progress.epoch % recipe.eval_every == 0:
+                for run in going:
                     self._evaluate(run)
+                going = self._going(going)
+            if not going:
+                return
             self._train_epoch(runs, batches)
         if stop == recipe.epochs:
-            for run in runs:
+            for run in self._going(runs):
                 self._evaluate(run)
 
+    def _going(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that have not lost their patience."""
+        patience = self.recipe.patience
+        return [run for run in runs if not run.progress.impatient(patience)]
+
     def _train_epoch(self, runs: Sequence[Run], batches: Sequence[Any]) -> None:
+        going = self._going(runs)
         began = time.perf_counter()
-        first, epoch = runs[0], runs[0].progress.epoch
+        first, epoch = runs[0], going[0].progress.epoch
         if len(runs) == 1:
             state, losses = self.train_epoch(
                 first.state, batches[0], seed=first.seed, epoch=epoch
@@ -252,10 +265,11 @@ class Trainer(Assembly):
             name: fetch(self.mesh, values).astype(np.float64)
             for name, values in losses.items()
         }
-        seconds = (time.perf_counter() - began) / len(runs)
+        seconds = (time.perf_counter() - began) / len(going)
         for index, run in enumerate(runs):
-            parts = {name: values[index] for name, values in fetched.items()}
-            run.record(parts.pop("loss"), parts, seconds)
+            if self._going([run]):
+                parts = {name: values[index] for name, values in fetched.items()}
+                run.record(parts.pop("loss"), parts, seconds)
 
     def _evaluate(self, run: Run) -> None:
         progress = run.progress
@@ -279,6 +293,14 @@ class Trainer(Assembly):
         }
         progress.history.append(record)
         run.log.evaluation(record)
+        if progress.impatient(self.recipe.patience):
+            note = (
+                f"stopped after epoch {progress.epoch}: none of the last "
+                f"{self.recipe.patience} validations was better than that of epoch "
+                f"{progress.best_epoch}"
+            )
+            progress.notes.append(note)
+            run.log.note(note)
         run.save()
 
     def _result(self, run: Run) -> RunResult:

@@ -18,6 +18,7 @@ from sevo_jax.training import (
     OptimizerConfig,
     Recipe,
     find_recipe,
+    read_recipe,
 )
 
 
@@ -225,6 +226,34 @@ def test_with_optimizer_changes_the_name_alone():
     other = recipe.with_optimizer("adamw")
     assert other.optimizer.name == "adamw"
     assert other.with_optimizer("sevo_adamw") == recipe
+
+
+def test_a_recipe_is_read_from_what_a_run_writes(finished, tiny_recipe, tmp_path):
+    _, output = finished
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(tiny_recipe.to_dict()))
+    for source in (path, output, output / "run.json", str(output / "result.json")):
+        assert read_recipe(source) == tiny_recipe
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "mine.json is not JSON"),
+        ("[1]", "mine.json holds no recipe: give run.json"),
+        ('{"epochs": 3}', "holds no recipe"),
+        ('{"recipe": {"model": "sasrec", "epoch": 3}}', "mine.json: epoch: .*epochs"),
+        ('{"model": "sasrex"}', "mine.json: model is 'sasrex'.*sasrec"),
+        (
+            '{"model": "sasrec", "patience": 0}',
+            "mine.json: Recipe.patience is 0: it must be at least 1 or None",
+        ),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "mine.json")
 
 
 def test_an_unknown_recipe_lists_the_like_ones():

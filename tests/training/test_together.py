@@ -45,6 +45,24 @@ def test_seeds_together_come_out_as_each_alone(short_trainer, alone):
     assert not np.allclose(results[0].losses, results[1].losses, rtol=1e-4)
 
 
+def test_seeds_together_stop_when_each_does_alone(tiny_recipe, tiny_split, tmp_path):
+    optimizer = dataclasses.replace(tiny_recipe.optimizer, learning_rate=0.05)
+    recipe = dataclasses.replace(
+        tiny_recipe, optimizer=optimizer, epochs=25, eval_every=1, patience=1
+    )
+    trainer = Trainer(recipe, tiny_split)
+    alone = [trainer.run(seed=seed, progress=False) for seed in SEEDS]
+    lengths = [len(result.losses) for result in alone]
+    assert len(set(lengths)) > 1, "choose seeds that stop at different epochs"
+    outputs = [tmp_path / str(seed) for seed in SEEDS]
+    together = trainer.run_together(SEEDS, outputs=outputs, progress=False)
+    assert [len(result.losses) for result in together] == lengths
+    assert [r.best_epoch for r in together] == [r.best_epoch for r in alone]
+    check_same(together, alone)
+    again = trainer.run_together(SEEDS, outputs=outputs, resume=True, progress=False)
+    assert [result.test for result in again] == [result.test for result in together]
+
+
 def test_runs_left_at_different_epochs_catch_up(short_trainer, alone, tmp_path):
     outputs = [tmp_path / str(seed) for seed in SEEDS]
 

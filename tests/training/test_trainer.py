@@ -13,6 +13,8 @@ from sevo_jax.samples import ahead
 from sevo_jax.training import CheckpointError, OptimizerConfig, train
 from sevo_jax.training.epoch import train_epoch
 
+STILL = OptimizerConfig(name="sgd", learning_rate=1e-30)
+
 
 def test_training_learns(finished):
     result, _ = finished
@@ -45,10 +47,37 @@ def test_the_first_best_validation_is_kept(finished, tiny_split):
 
 def test_an_equal_validation_does_not_replace_the_best(other_trainer):
     # With so small a step no rank changes.
-    still = OptimizerConfig(name="sgd", learning_rate=1e-30)
-    result = other_trainer(optimizer=still, epochs=3, eval_every=1).run(progress=False)
+    result = other_trainer(optimizer=STILL, epochs=3, eval_every=1).run(progress=False)
     assert len({r["valid"]["NDCG@10"] for r in result.history}) == 1
     assert result.best_epoch == 0
+
+
+def test_training_stops_when_validation_gets_no_better(other_trainer, tmp_path, capsys):
+    change = dict(optimizer=STILL, epochs=9, eval_every=2)
+    trainer = other_trainer(**change, patience=2)
+    result = trainer.run(output=tmp_path / "run")
+    assert [record["epoch"] for record in result.history] == [0, 2, 4]
+    assert len(result.losses) == 4 and result.best_epoch == 0
+    assert "every 2 epochs, until 2 in a row are not better" in result.protocol
+    (note,) = result.notes
+    assert note.startswith("stopped after epoch 4: none of the last 2 validations")
+    assert note in capsys.readouterr().err
+    # Where it stopped it stays, unless it is given more.
+    again = trainer.run(output=tmp_path / "run", resume=True, progress=False)
+    assert again.losses == result.losses and again.history == result.history
+    more = other_trainer(**change, patience=3)
+    longer = more.run(output=tmp_path / "run", resume=True, progress=False)
+    unbroken = more.run(progress=False)
+    assert longer.losses == unbroken.losses and len(longer.losses) == 6
+    assert longer.test == unbroken.test
+
+
+def test_patience_begins_anew_with_each_better_validation(other_trainer, finished):
+    result, _ = finished
+    patient = other_trainer(eval_every=1, patience=2).run(seed=3, progress=False)
+    best, last = patient.best_epoch, patient.history[-1]["epoch"]
+    assert best > 2 and (last == best + 2 or last == 12)
+    assert patient.losses == result.losses[:last]
 
 
 def test_smoothness_is_the_trace_over_the_graph(finished, trainer, tiny_split):

@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from sevo_jax.cli import main
+from sevo_jax.data import Sequences
+from sevo_jax.models import MODELS
+from sevo_jax.testing import make_trainer
+from sevo_jax.training import export, load
+
+# It knows what is written, not what wrote it.
+SCORER = """
+import json, sys
+sys.modules["sevo_jax"] = sys.modules["flax"] = None
+import jax, numpy as np
+folder, histories = sys.argv[1], json.loads(sys.argv[2])
+about = json.load(open(f"{folder}/scorer.json"))
+ids = np.load(f"{folder}/items.npz")["id"].tolist()
+program = jax.export.deserialize(bytearray(open(f"{folder}/scorer.bin", "rb").read()))
+rows = np.zeros((len(histories), about["cells"]), np.int32)
+for row, history in zip(rows, histories):
+    items = [ids.index(item) + about["first_item"] for item in history]
+    cells = [*items, *about["last_cells"]][-about["cells"]:]
+    row[len(row) - len(cells):] = cells
+print(json.dumps(np.asarray(program.call(rows)).tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_program_of_every_model_scores_as_the_model(name, tiny_split, tmp_path):
+    trainer = make_trainer(name, tiny_split)
+    model = trainer.model(trainer.start(0)).for_ranking()
+    log = tiny_split.log
+    known = SimpleNamespace(user_ids=log.user_ids, item_ids=log.item_ids)
+    saved: Any = SimpleNamespace(model=model, known=known)
+    export(saved, tmp_path / "out")
+    data = (tmp_path / "out/scorer.bin").read_bytes()
+    program = jax.export.deserialize(bytearray(data))
+    about = json.loads((tmp_path / "out/scorer.json").read_text())
+    users = np.arange(5)
+    histories = tiny_split.train.take(users)
+    inputs = model.inputs(histories, users=users)
+    if about["inputs"] == "users":
+        np.testing.assert_array_equal(inputs[:, 0], users)
+    else:
+        wide = np.zeros((5, about["cells"]), np.int32)
+        wide[:, wide.shape[1] - inputs.shape[1] :] = inputs
+        inputs = wide
+        end = [histories.values[histories.offsets[1] - 1] + about["first_item"]]
+        assert inputs[0, -1 - len(about["last_cells"]) :].tolist() == (
+            end + about["last_cells"]
+        )
+    for size in (5, 2):
+        np.testing.assert_allclose(
+            program.call(inputs[:size]),
+            model.score(inputs[:size]),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_a_program_runs_without_this_package(finished, tmp_path):
+    _, run = finished
+    assert main(["export", f"{run}", "--output", f"{tmp_path / 'out'}"]) == 0
+    saved = load(run)
+    export(saved, tmp_path / "npz", format="npz")
+    histories = [[1, 2, 3], [7]]
+    command = [sys.executable, "-c", SCORER, tmp_path / "npz", json.dumps(histories)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = Sequences.from_lists([saved.known.items(each) for each in histories])
+    scores = saved.model.score(saved.model.inputs(rows))
+    np.testing.assert_allclose(json.loads(result.stdout), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_tables_carry_the_ids(finished, tmp_path):
+    from pyarrow import parquet
+
+    _, run = finished
+    saved = load(run)
+    for format in ("parquet", "npz"):
+        export(saved, tmp_path / format, format=format)
+    table = parquet.read_table(tmp_path / "parquet/items.parquet")
+    arrays = np.load(tmp_path / "npz/items.npz")
+    assert table.column_names == list(arrays) == ["id", "item_embedding"]
+    assert table["id"].to_pylist() == list(saved.known.item_ids)
+    expected = saved.model.item_embedding[...][1:]
+    np.testing.assert_array_equal(table["item_embedding"].to_pylist(), expected)
+    np.testing.assert_array_equal(arrays["item_embedding"], expected)
+    assert not (tmp_path / "npz/users.npz").exists()
+
+
+def test_what_cannot_be_written_is_refused(finished, tmp_path, capsys):
+    saved = load(finished[1])
+    with pytest.raises(ValueError, match="format is 'csv': choose parquet or npz"):
+        export(saved, tmp_path / "out", format="csv")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine.txt").write_text("")
+    assert main(["export", f"{finished[1]}", "--output", f"{tmp_path}"]) == 2
+    assert "is not empty: choose another folder" in capsys.readouterr().err
