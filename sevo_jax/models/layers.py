@@ -152,16 +152,17 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "cells width"],
-        visibility: Float[Array, "rows row_cells row_cells"],
+        visibility: Float[Array, "rows queries row_cells"],
         key: jax.Array | None,
-    ) -> Float[Array, "cells width"]:
+    ) -> Float[Array, "queries_of_rows width"]:
+        """Returns what the last cells of each row attend to, as many as are queries."""
         rows = len(visibility)
         projected = x @ self.kernel_in[...] + self.bias_in[...]
         query, keys, values = (
             split_heads(part, rows, self.num_heads)
             for part in jnp.split(projected, 3, axis=-1)
         )
-        query /= math.sqrt(query.shape[-1])
+        query = query[:, -visibility.shape[1] :] / math.sqrt(query.shape[-1])
         scores = jnp.einsum("nqd,nkd->nqk", query, keys)
         scores += jnp.repeat(visibility, self.num_heads, axis=0)
         # A softmax whose sum divides the mixed values: fewer numbers than weights.

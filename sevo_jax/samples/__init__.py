@@ -1,6 +1,7 @@
 """What a step trains on: the epochs of each kind of training, addressed by number."""
 
 from sevo_jax.samples.epochs import Epochs, ahead
+from sevo_jax.samples.frames import FrameBatch, FrameEpochs
 from sevo_jax.samples.masked import MaskedBatch, MaskedEpochs
 from sevo_jax.samples.negatives import NegativeSampler
 from sevo_jax.samples.packing import PackedBatch, PackedEpochs, left_pad
@@ -11,6 +12,8 @@ from sevo_jax.samples.triplets import TripletBatch, TripletEpochs
 
 __all__ = [
     "Epochs",
+    "FrameBatch",
+    "FrameEpochs",
     "MaskedBatch",
     "MaskedEpochs",
     "NegativeSampler",

@@ -27,6 +27,7 @@ SMOOTHED = {
     "bert4rec": ([("item_embedding",), ("output_embedding",)], 2),
     "sr-gnn": ([("item_embedding",)], 1),
     "maerec": ([("item_embedding",)], 1),
+    "zero-block": ([("item_embedding",)], 1),
 }
 # So few samples a step that rows are idle; GRU4Rec takes whole users.
 BATCH_SIZE = 8
@@ -145,6 +146,7 @@ def test_steps_are_the_literal_ones(backbone, tiny_split, oracle):
         "bert4rec": "output_embedding",
         "sr-gnn": "item_embedding",
         "maerec": "item_embedding",
+        "zero-block": "item_embedding",
     }.get(backbone)
     idle.pop(table, None)
     assert all(idle.values())

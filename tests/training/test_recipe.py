@@ -7,6 +7,7 @@ import pytest
 from sevo_jax.evaluation import EvaluationConfig
 from sevo_jax.models import (
     MODELS,
+    BSARecConfig,
     GRU4RecConfig,
     MFBPRConfig,
     SASRec,
@@ -99,6 +100,32 @@ def test_recipes_of_the_paper_for_gru4rec(
         batch_size=512,
         epochs=300,
         eval_every=5,
+    )
+
+
+@pytest.mark.parametrize("dataset", ["beauty", "toys", "tools", "ml-1m"])
+@pytest.mark.parametrize("base", ["sasrec-ce", "gru4rec-ce", "zero-block"])
+def test_recipes_with_the_softmax_over_all_items(base, dataset):
+    recipe = find_recipe(f"{base}-{dataset}")
+    assert recipe.architecture.loss == "ce" and recipe.model == base.removesuffix("-ce")
+    assert recipe.optimizer.name == "sevo_adamw"
+    assert recipe.optimizer.learning_rate == 5e-4
+    assert recipe.architecture.dropout == {"tools": 0.6, "ml-1m": 0.2}.get(dataset, 0.5)
+    max_len = 200 if dataset == "ml-1m" else 50
+    assert recipe.architecture.max_len == recipe.graph.max_len == max_len
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(("dataset", "dropout"), [("beauty", 0.0), ("toys", 0.3)])
+def test_recipes_of_recboard_for_bsarec(dataset, dropout):
+    assert find_recipe(f"bsarec-{dataset}") == Recipe(
+        model="bsarec",
+        architecture=BSARecConfig(50, 64, 1, 2, 0.5, dropout, alpha=0.7, cutoff=5),
+        optimizer=OptimizerConfig(
+            name="sevo_adam", learning_rate=1e-4, weight_decay=1e-4, num_layers=0
+        ),
+        batch_size=256,
+        epochs=200,
     )
 
 
