@@ -85,6 +85,15 @@ def sevo_adamw(
       >>> updates, state = tx.update(jax.grad(loss)(params), state, params)
       >>> params = optax.apply_updates(params, updates)
 
+      Another optimizer for the matrices, such as Muon, and this one for the rest:
+
+      >>> import optax.contrib
+      >>> params = {"item_embedding": jnp.ones((3, 2)), "kernel": jnp.ones((2, 2))}
+      >>> tx = optax.partition(
+      ...     {"tables": tx, "matrices": optax.contrib.muon(0.02)},
+      ...     {"item_embedding": "tables", "kernel": "matrices"})
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
     References:
       Xu et al., `Graph-enhanced Optimizers for Structure-aware Recommendation
       Embedding Evolution <https://arxiv.org/abs/2310.03032>`_, 2024

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import scipy.sparse
 
@@ -736,6 +737,29 @@ def test_sevo_adamw_is_the_chain_in_the_documented_order():
     )
     updates, _ = run(tx, case.params(), case.gradients())
     assert_close(updates, _reference("adamw")[0])
+
+
+def test_muon_on_matrices_beside_sevo_on_a_table():
+    rng = np.random.default_rng(0)
+    shapes = {"item_embedding": (NUM_NODES, WIDTH), "kernel": (4, 8), "bias": (8,)}
+    trees = [
+        {k: jnp.asarray(rng.normal(size=v), jnp.float32) for k, v in shapes.items()}
+        for _ in range(4)
+    ]
+    params, gradients = trees[0], trees[1:]
+    ours = sevo.sevo_adamw(0.1, {"item_embedding": graph()}, weight_decay=0.1)
+    muon = optax.contrib.muon(0.02, weight_decay=0.1)
+    tx = optax.partition(
+        {"sevo": ours, "muon": muon},
+        {"item_embedding": "sevo", "kernel": "muon", "bias": "sevo"},
+    )
+    found, _ = run(tx, params, gradients)
+    alone, _ = run(ours, params, gradients)
+    of_kernel = [{"kernel": each["kernel"]} for each in trees]
+    matrices, _ = run(muon, of_kernel[0], of_kernel[1:])
+    for updates, expected, matrix in zip(found, alone, matrices, strict=True):
+        assert_close(updates, expected | matrix)
+        assert not np.allclose(expected["kernel"], matrix["kernel"], rtol=0.1)
 
 
 def test_decay_and_learning_rate_are_not_smoothed():
