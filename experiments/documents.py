@@ -20,6 +20,7 @@ import figure5
 import figure6
 import figure7
 import figure8
+import losses
 import multiplex
 import study
 import summary
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], str]] = {
             "multiplex": lambda: multiplex.CELLS,
         }.items()
     },
+    "losses": losses.page,
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
     "windows": summary.windows,

@@ -1,11 +1,14 @@
 """What the paper's experiments are about: its backbones, data sets and numbers."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from sevo_jax.data import LeaveOneOut, leave_one_out, read
+import numpy as np
+
+from sevo_jax.data import InteractionLog, LeaveOneOut, leave_one_out, read
 from sevo_jax.training import RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,8 +74,27 @@ def recipe_of(backbone: str, dataset: str, optimizer: str) -> Recipe:
 
 
 def load(dataset: str) -> LeaveOneOut:
-    """A data set of the paper, from the folder in `SEVO_DATA`."""
-    path = DATA / f"{dataset}.txt"
+    """A data set of the paper, from the folder in `SEVO_DATA`.
+
+    Args:
+      dataset: one of `DATASETS`, or with `-usersP` behind it P percent of its users.
+    """
+    name, _, percent = dataset.partition("-users")
+    path = DATA / f"{name}.txt"
     if not path.exists():
         raise SystemExit(f"{path}: no such file, set SEVO_DATA to the folder of it")
-    return leave_one_out(read(path))
+    log = read(path)
+    return leave_one_out(some_users(log, int(percent)) if percent else log)
+
+
+def some_users(log: InteractionLog, percent: int) -> InteractionLog:
+    """The log of so many percent of the users, and of the items that they have.
+
+    They are the first of one permutation, so that a larger part has all of a smaller.
+    """
+    count = math.ceil(log.num_users * percent / 100)
+    chosen = np.random.default_rng(0).permutation(log.num_users)[:count]
+    mine = np.isin(log.sequences.rows, chosen)
+    users, items, _ = log.to_columns()
+    name = f"{log.name}-users{percent}"
+    return InteractionLog.from_columns(users[mine], items[mine], name=name)

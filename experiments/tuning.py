@@ -77,6 +77,7 @@ SHORT = {
     "weight_decay": ("wd", "decay"),
     "dropout": ("drop", "dropout"),
     "learning_rate": ("lr", "rate"),
+    "beta": ("beta", "beta"),
     "regularization": ("reg", "regularization"),
     "num_hops": ("hops", "hops"),
     "num_steps": ("steps", "steps"),
@@ -91,7 +92,7 @@ def _place(recipe: Recipe, name: str) -> tuple[str, str]:
     """The part of a recipe and its field that hold a hyper-parameter."""
     if hasattr(recipe.optimizer, name):
         return "optimizer", name
-    if recipe.model == "stosa" and name == "dropout":
+    if recipe.model in ("stosa", "bsarec") and name == "dropout":
         return "architecture", "hidden_dropout"
     return "architecture", name
 
@@ -159,9 +160,25 @@ def chosen(
     if found is None:
         return None
     # The recipe first: of equals, it stays.
-    return _best(
+    return best_of(
         [recipe, found], lambda each: final_job(backbone, dataset, each, 0), work
     )
+
+
+def best_of(
+    candidates: list[Recipe], job_of: Callable[[Recipe], Job], work: Path | None
+) -> Recipe | None:
+    """The first with the best validation metric; None if a run of theirs is missing."""
+    scores = []
+    for candidate in candidates:
+        job = job_of(candidate)
+        if work is not None:
+            do([job], work)
+        result = job.result()
+        if result is None:  # not done, or another process is at it
+            return None
+        scores.append(-1.0 if "diverged" in result else result["valid"][SELECTION])
+    return candidates[scores.index(max(scores))]
 
 
 def _search(
@@ -178,26 +195,12 @@ def _search(
             with_value(best, name, value)
             for value in (current, *(value for value in values if value != current))
         ]
-        best = _best(candidates, lambda each: search_job(backbone, dataset, each), work)
+        best = best_of(
+            candidates, lambda each: search_job(backbone, dataset, each), work
+        )
         if best is None:
             return None
     return best
-
-
-def _best(
-    candidates: list[Recipe], job_of: Callable[[Recipe], Job], work: Path | None
-) -> Recipe | None:
-    """The first with the best validation metric; None if a run of theirs is missing."""
-    scores = []
-    for candidate in candidates:
-        job = job_of(candidate)
-        if work is not None:
-            do([job], work)
-        result = job.result()
-        if result is None:  # not done, or another process is at it
-            return None
-        scores.append(result["valid"][SELECTION])
-    return candidates[scores.index(max(scores))]
 
 
 def table(dataset: str, models: Mapping[str, Backbone] = BACKBONES) -> list[list[str]]:

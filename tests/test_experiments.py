@@ -13,6 +13,7 @@ import documents
 import figure5
 import figure8
 import jobs
+import losses
 import numpy as np
 import paper
 import pytest
@@ -508,3 +509,136 @@ def test_umap_is_asked_for_before_anything_is_run(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="UMAP is missing: pip install"):
         run("figure8", monkeypatch, "run")
+
+
+# Losses
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    """Results of all runs, made up from their names; the runs that were asked for."""
+    asked = {}
+
+    def result(job):
+        same = asked.setdefault(job.full_name, job)
+        assert same == job, "two runs of one name"
+        name = job.full_name
+        score = 0.1 + 0.05 * ("lr0.002" in name) + 0.001 * ("sevo" in name)
+        metrics = dict.fromkeys(PAPER_METRICS, score + job.seed / 1000)
+        valid = {"0": 0.0, "5": score, "10": score / 2}
+        return {
+            "valid": metrics,
+            "test": metrics,
+            "valid NDCG@10": valid,
+            "seconds_per_epoch": 2.0,
+            losses.BY_POPULARITY: [score * group for group in range(1, 6)],
+        }
+
+    monkeypatch.setattr(jobs.Job, "result", result)
+    return asked
+
+
+def test_both_optimizers_have_as_many_trials(invented):
+    for point in losses.all_points():
+        numbers = []
+        for kind in losses.KINDS:
+            invented.clear()
+            recipe = point.chosen(kind, False)
+            numbers.append(len(invented))
+            assert recipe and recipe.optimizer.learning_rate == 2e-3
+            for name, job in invented.items():
+                assert name.startswith(f"search-{point.name}-{kind}-lr")
+                start = point.recipe(kind)
+                assert job.recipe.epochs == start.epochs // 2
+                assert job.recipe.batch_size == start.batch_size
+                assert not job.test and job.seed == 0
+        assert numbers[0] == numbers[1] >= 9, point.name
+    assert {point.recipe("plain").model for point in losses.TUNED} == {
+        "sasrec",
+        "gru4rec",
+        "zero-block",
+        "bsarec",
+    }
+
+
+def test_a_plain_run_differs_from_one_with_sevo_in_the_optimizer_alone():
+    for point in losses.all_points():
+        plain, sevo = map(point.recipe, losses.KINDS)
+        assert plain != sevo
+        assert dataclasses.replace(plain, optimizer=sevo.optimizer) == sevo
+    of_bsarec = losses.Point("", "bsarec", "beauty")
+    assert of_bsarec.recipe("plain").optimizer.num_layers == 0
+    assert of_bsarec.recipe("sevo").optimizer.num_layers == 3
+
+
+def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys):
+    run("losses", monkeypatch, "table", "--markdown")
+    shown = capsys.readouterr().out
+    assert (
+        "| Tools | SASRec, 64 drawn | 0." in shown
+        and "drop0.5; seeds 0 1 2 3 4" in shown
+    )
+    assert "| epoch 5 (10 s); SEvo epoch 5 (10 s) |" in shown
+    monkeypatch.setattr(losses, "RESULTS", tmp_path)
+    run("losses", monkeypatch, "draw")
+    assert (tmp_path / "losses.png").stat().st_size > 1000
+    assert losses.page().startswith("![losses](results/losses.png)")
+
+
+def test_what_of_the_losses_is_not_run_is_said(monkeypatch):
+    monkeypatch.setattr(jobs.Job, "result", lambda job: None)
+    assert "Not run yet: Beauty, SASRec; Beauty, GRU4Rec;" in losses.page()
+    assert losses.all_points()[0].gain() is None
+    losses.draw(False)
+
+
+def test_sevo_reaches_the_best_of_adamw_or_never():
+    def result(*values):
+        curve = {str(5 * i): value for i, value in enumerate(values)}
+        return {"valid NDCG@10": curve, "seconds_per_epoch": 3.0}
+
+    plain = {0: result(0.0, 0.2, 0.3, 0.1)}
+    text = "epoch 10 (30 s); SEvo"
+    assert (
+        losses.when_reached(plain, {0: result(0, 0.3, 0.9)}) == f"{text} epoch 5 (15 s)"
+    )
+    assert losses.when_reached(plain, {0: result(0, 0.2)}) == f"{text} never"
+    assert losses.when_reached(plain, {1: result(0, 0.2)}) == ""
+
+
+def test_the_users_of_a_share_are_among_those_of_a_larger_one(tiny):
+    logs = {p: paper.load(f"beauty-users{p}").log for p in (10, 30, 100)}
+    sizes = [log.num_users for log in logs.values()]
+    assert sizes[0] * 10 == pytest.approx(sizes[2], abs=10) and sizes[1] < sizes[2]
+    assert set(logs[10].user_ids) < set(logs[30].user_ids) < set(logs[100].user_ids)
+    whole, part = paper.load("beauty").log, logs[10]
+    assert whole.num_users == sizes[2]
+    for user, items in zip(part.user_ids, part.sequences, strict=True):
+        row = whole.sequences[int(np.flatnonzero(whole.user_ids == user)[0])]
+        assert whole.item_ids[row].tolist() == part.item_ids[items].tolist()
+
+
+def test_runs_of_the_map_have_the_metric_by_popularity(tiny, monkeypatch):
+    monkeypatch.setattr(losses, "FOLDER", tiny / "losses")
+    recipe = dataclasses.replace(find_recipe("zero-block-synthetic"), epochs=1)
+    point = losses.Point("", "zero-block", "beauty", percent=50)
+    job = point.job("sevo", recipe, 1, False)
+    jobs.do([job], tiny / "work", losses.train_by_popularity)
+    result = job.result()
+    assert result and result["dataset"] == "beauty-users50"
+    groups = result[losses.BY_POPULARITY]
+    assert len(groups) == 5 and len(set(groups)) > 1
+    assert np.mean(groups) == pytest.approx(result["test"]["NDCG@10"], rel=0.02)
+    # By hand, of the group of the most popular targets.
+    split = paper.load(job.dataset)
+    model = load(tiny / "work" / job.full_name).model
+    counts = np.bincount(split.train.values, minlength=split.num_items)[split.test]
+    most = np.argsort(counts, kind="stable")[-(len(counts) // 5) :]
+    inputs = model.inputs(split.train.append(split.valid))
+    scores = np.array(model.score(inputs))
+    for user in range(split.num_users):
+        scores[user, [*split.train[user], split.valid[user]]] = -np.inf
+    own = scores[np.arange(len(scores)), split.test][:, None]
+    ranks = 1 + (scores > own).sum(1)
+    gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
+    assert groups[-1] == pytest.approx(gains[most].mean(), abs=1e-6)

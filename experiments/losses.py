@@ -1,0 +1,387 @@
+"""SEvo with the losses of today: both optimizers tuned alike, and where it helps.
+
+    python experiments/losses.py run --only sasrec-ce-tools zero-block
+    python experiments/losses.py run --only sasrec-ce-beauty --seeds 0 1 2
+    python experiments/losses.py table
+    python experiments/losses.py draw
+
+The paper trains with one negative a target. Here SASRec, GRU4Rec, the zero-block model
+and BSARec have the softmax over all items. The map shows the gain by SEvo of SASRec
+against the number of negatives (binary cross-entropy with one; a softmax over 1, 8, 64
+or 512 drawn items; all items), against the share of the users that there are, and by
+the popularity of the target in training, five groups of equally many users.
+
+At each point AdamW and SEvo-AdamW (BSARec: Adam and SEvo-Adam) have a search of the
+same number of trials: from the recipe on, one hyper-parameter of `grid` after another,
+each time keeping the best. SEvo has one more, beta, and so many fewer learning rates.
+A trial has half of the recipe's epochs and the seed 0; only validation NDCG@10 counts,
+and the test metrics are not even written down. What is found is trained for all epochs
+from each seed. Runs are resumable and may be done side by side; trials and runs go to
+``results/losses``.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import paper
+import study
+import tables
+from jobs import Job, do, results_of, train
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from paper import DATASETS, RESULTS
+from table3 import SEEDS
+from tuning import SHORT, best_of, value_of, with_value
+
+from sevo_jax.data import LeaveOneOut
+from sevo_jax.evaluation import Evaluator, measure
+from sevo_jax.models import Recommender
+from sevo_jax.reports import plots
+from sevo_jax.training import RECIPES, Recipe, load
+
+FOLDER = RESULTS / "losses"
+SEARCH_SHARE = 2
+METRIC = "NDCG@10"
+GROUPS = 5
+BY_POPULARITY = "NDCG@10 by popularity"
+KINDS = {"plain": "AdamW", "sevo": "SEvo-AdamW"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What both optimizers are tuned for.
+
+    Attributes:
+      label: what it is called.
+      base: its recipes are called `<base>-<data set>`.
+      dataset: on what.
+      loss: fields of the recipe's architecture with other values.
+      percent: of the users.
+    """
+
+    label: str
+    base: str
+    dataset: str
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    percent: int = 100
+
+    @property
+    def name(self) -> str:
+        """For file names."""
+        parts = [self.base, self.dataset]
+        if self.loss:
+            parts.append("".join(map(str, self.loss.values())))
+        if self.percent < 100:
+            parts.append(f"users{self.percent}")
+        return "-".join(parts)
+
+    def recipe(self, kind: str) -> Recipe:
+        """Where the search of an optimizer starts."""
+        recipe = RECIPES[f"{self.base}-{self.dataset}"]
+        architecture = dataclasses.replace(recipe.architecture, **self.loss)
+        recipe = dataclasses.replace(recipe, architecture=architecture)
+        if recipe.optimizer.name != "sevo_adam":
+            return recipe.with_optimizer("adamw" if kind == "plain" else "sevo_adamw")
+        # Adam with the decay in the gradient is SEvo-Adam of no layers.
+        layers = 0 if kind == "plain" else 3
+        optimizer = dataclasses.replace(recipe.optimizer, num_layers=layers)
+        return dataclasses.replace(recipe, optimizer=optimizer)
+
+    def job(self, kind: str, recipe: Recipe, seed: int, quick: bool) -> Job:
+        """A run of what the search found."""
+        name = "-".join([self.name, kind, *settings(recipe, kind)])
+        dataset = self.dataset
+        if self.percent < 100:
+            dataset += f"-users{self.percent}"
+        folder = study.QUICK / "results" if quick else FOLDER
+        if quick:
+            epochs = max(1, recipe.epochs // study.QUICK_SHARE)
+            recipe = dataclasses.replace(recipe, epochs=epochs)
+        return Job(name, recipe, dataset, seed, folder)
+
+    def trial(self, kind: str, recipe: Recipe, quick: bool) -> Job:
+        """A run of the search."""
+        job = self.job(kind, recipe, 0, quick)
+        short = dataclasses.replace(
+            job.recipe, epochs=max(1, job.recipe.epochs // SEARCH_SHARE)
+        )
+        return dataclasses.replace(
+            job, name=f"search-{job.name}", recipe=short, test=False
+        )
+
+    def chosen(self, kind: str, quick: bool, work: Path | None = None) -> Recipe | None:
+        """What the search finds; None if a trial is missing.
+
+        Args:
+          kind: of `KINDS`.
+          quick: whether in quick runs.
+          work: folder to do missing trials in; None does none.
+        """
+        best = self.recipe(kind)
+        for name, values in grid(best, kind).items():
+            others = (value for value in values if value != value_of(best, name))
+            # The current value first: of equals, it stays.
+            candidates = [best, *(with_value(best, name, value) for value in others)]
+            best = best_of(candidates, lambda each: self.trial(kind, each, quick), work)
+            if best is None:
+                return None
+        return best
+
+    def results(self, kind: str, quick: bool = False) -> dict[int, dict]:
+        """What there is of the runs of what is found, by seed."""
+        recipe = self.chosen(kind, quick)
+        if recipe is None:
+            return {}
+        return results_of(self.job(kind, recipe, seed, quick) for seed in SEEDS)
+
+    def gain(self, group: int | None = None, quick: bool = False) -> float | None:
+        """By what share SEvo improves test NDCG@10, of one group of users or of all."""
+        found = [self.results(kind, quick) for kind in KINDS]
+        shared = found[0].keys() & found[1].keys()
+        if not shared:
+            return None
+        plain, sevo = (
+            sum(
+                each[seed]["test"][METRIC]
+                if group is None
+                else each[seed][BY_POPULARITY][group]
+                for seed in shared
+            )
+            for each in found
+        )
+        return sevo / plain - 1 if plain else None
+
+
+def grid(recipe: Recipe, kind: str) -> dict[str, tuple[float, ...]]:
+    """The values that a search tries, in its order; as many for both kinds."""
+    rates = (5e-4, 1e-3, 2e-3)
+    # A decay in the gradient is of another size.
+    coupled = recipe.optimizer.name == "sevo_adam"
+    betas: dict[str, tuple[float, ...]] = {"beta": (0.5, 0.9, 0.99)}
+    return {
+        "learning_rate": rates if kind == "sevo" else (2.5e-4, *rates, 4e-3),
+        **(betas if kind == "sevo" else {}),
+        "weight_decay": (0.0, 1e-5, 1e-4) if coupled else (0.0, 0.1, 0.5),
+        "dropout": (0.3, 0.5, 0.7),
+    }
+
+
+def settings(recipe: Recipe, kind: str) -> list[str]:
+    """The values of the grid's hyper-parameters."""
+    return [
+        f"{SHORT[name][0]}{value_of(recipe, name):g}" for name in grid(recipe, kind)
+    ]
+
+
+MODELS = {
+    "sasrec-ce": "SASRec",
+    "gru4rec-ce": "GRU4Rec",
+    "zero-block": "zero-block",
+    "bsarec": "BSARec",
+}
+TUNED = [
+    Point(label, base, dataset)
+    for dataset in ("beauty", "toys", "tools")
+    for base, label in MODELS.items()
+    if f"{base}-{dataset}" in RECIPES
+]
+MAPPED = ("beauty", "tools")
+DRAWN = (1, 8, 64, 512)
+PERCENTS = (10, 30, 100)
+
+
+def with_all(dataset: str, percent: int = 100) -> Point:
+    """SASRec with the softmax over all items."""
+    label = "SASRec" if percent == 100 else f"SASRec, {percent} % of users"
+    return Point(label, "sasrec-ce", dataset, percent=percent)
+
+
+def by_negatives(dataset: str) -> dict[str, Point]:
+    """The points of the map with different numbers of negatives."""
+    points = {"BCE, 1": Point("SASRec, BCE", "sasrec", dataset)}
+    for number in DRAWN:
+        loss = {"loss": "sampled", "num_negatives": number}
+        label = f"SASRec, {number} drawn"
+        points[str(number)] = Point(label, "sasrec-ce", dataset, loss)
+    return points | {"all": with_all(dataset)}
+
+
+def all_points() -> list[Point]:
+    """Each once: those of `TUNED`, and the others of the map."""
+    points = {point.name: point for point in TUNED}
+    for dataset in MAPPED:
+        for point in by_negatives(dataset).values():
+            points.setdefault(point.name, point)
+        for percent in PERCENTS:
+            point = with_all(dataset, percent)
+            points.setdefault(point.name, point)
+    return list(points.values())
+
+
+def train_by_popularity(
+    jobs: Sequence[Job], work: Path
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """As `jobs.train`, with the test metric by the popularity of the target."""
+    for job, values in train(jobs, work):
+        if "diverged" not in values:
+            model = load(work / job.full_name).model
+            values[BY_POPULARITY] = by_popularity(model, paper.load(job.dataset))
+        yield job, values
+
+
+def by_popularity(model: Recommender, split: LeaveOneOut) -> list[float]:
+    """Test NDCG@10 of five equal groups of users, the rarest targets first.
+
+    How popular an item is, its interactions in training say.
+    """
+    evaluator = Evaluator(model, split, "test")
+    ranks = evaluator.ranks(model)
+    counts = np.bincount(split.train.values, minlength=split.num_items)
+    order = np.argsort(counts[split.test[evaluator.users]], kind="stable")
+    groups = np.array_split(order, GROUPS)
+    return [measure(ranks[group], [METRIC])[METRIC] for group in groups]
+
+
+def run(options: argparse.Namespace) -> None:
+    """The searches, and the runs of what they find."""
+    work = study.QUICK / "work" if options.quick else options.work
+    for point in all_points():
+        if not point.name.startswith(tuple(options.only)):
+            continue
+        for kind in KINDS:
+            recipe = point.chosen(kind, options.quick, work)
+            if recipe is None:  # Another process is at it.
+                continue
+            jobs = [
+                point.job(kind, recipe, seed, options.quick) for seed in options.seeds
+            ]
+            together = jax.default_backend() != "cpu"
+            for group in [jobs] if together else [[job] for job in jobs]:
+                do(group, work, train_by_popularity)
+
+
+def table(quick: bool = False) -> list[list[str]]:
+    """Test NDCG@10 of both optimizers with what the searches chose."""
+    rows = [["data", "", *KINDS.values(), "SEvo over AdamW", "AdamW's best validation"]]
+    for point in all_points():
+        found = {kind: point.results(kind, quick) for kind in KINDS}
+        cells = [_cell(point, kind, each, quick) for kind, each in found.items()]
+        change = reached = ""
+        if all(found.values()):
+            columns = (tables.column(each, METRIC) for each in found.values())
+            change = tables.change(*columns)
+            reached = when_reached(found["plain"], found["sevo"])
+        title = DATASETS[point.dataset]
+        rows.append([title, point.label, *cells, change, reached])
+    return rows
+
+
+def _cell(point: Point, kind: str, found: dict[int, dict], quick: bool) -> str:
+    recipe = point.chosen(kind, quick)
+    if recipe is None or not found:
+        return "search not done" if recipe is None else "not run"
+    notes = " ".join(settings(recipe, kind))
+    mean = tables.spread(tables.column(found, METRIC))
+    return f"{mean} ({notes}; {tables.seeds(found)})"
+
+
+def when_reached(plain: dict[int, dict], sevo: dict[int, dict]) -> str:
+    """When AdamW has its best validation metric, and when SEvo has as much.
+
+    Of the first seed that both have.
+    """
+    shared = sorted(plain.keys() & sevo.keys())
+    if not shared:
+        return ""
+    mine, other = plain[shared[0]], sevo[shared[0]]
+    best = max(mine[tables.VALID].values())
+    texts = []
+    for result in (mine, other):
+        epochs = (int(e) for e, value in result[tables.VALID].items() if value >= best)
+        epoch = min(epochs, default=None)
+        if epoch is None:
+            return f"{texts[0]}; SEvo never"
+        seconds = epoch * result["seconds_per_epoch"]
+        texts.append(f"epoch {epoch} ({seconds:.0f} s)")
+    return f"{texts[0]}; SEvo {texts[1]}"
+
+
+def page() -> str:
+    """Picture and table of what there is, and what is missing, in Markdown."""
+    head, *rows = table()
+    missing = ("search not done", "not run")
+    gaps = [row for row in rows if row[2] in missing and row[3] in missing]
+    parts = ["![losses](results/losses.png)"] * (RESULTS / "losses.png").exists()
+    done = [row for row in rows if row not in gaps]
+    parts += [tables.markdown([head, *done])] * bool(done)
+    if gaps:
+        names = "; ".join(f"{title}, {label}" for title, label, *_ in gaps)
+        parts.append(f"Not run yet: {names}.")
+    return "\n\n".join(parts)
+
+
+def draw(quick: bool) -> Figure:
+    """The map: a row a data set, the gain against three things."""
+    figure = Figure(figsize=(13, 3.6 * len(MAPPED)), layout="constrained")
+    for dataset, row in zip(MAPPED, figure.subplots(len(MAPPED), 3), strict=True):
+        all_items = with_all(dataset)
+        panels = {
+            "negatives of a target": {
+                name: point.gain(quick=quick)
+                for name, point in by_negatives(dataset).items()
+            },
+            "share of users": {
+                f"{percent} %": with_all(dataset, percent).gain(quick=quick)
+                for percent in PERCENTS
+            },
+            "popularity of the target, rarest first": {
+                str(group + 1): all_items.gain(group, quick) for group in range(GROUPS)
+            },
+        }
+        for axes, (xlabel, gains) in zip(row, panels.items(), strict=True):
+            title = f"SASRec on {DATASETS[dataset]}"
+            study.style(axes, title, xlabel, "SEvo over AdamW, %")
+            _curve(axes, gains)
+    return figure
+
+
+def _curve(axes: Axes, gains: Mapping[str, float | None]) -> None:
+    known = {place: g for place, g in enumerate(gains.values()) if g is not None}
+    axes.set_xticks(range(len(gains)), list(gains))
+    axes.axhline(0, color="black", lw=0.6)
+    study.curve(axes, {place: 100 * g for place, g in known.items()}, 0, METRIC)
+    study.legend(axes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "table", "draw"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=[""], help="points that begin so")
+    parser.add_argument(
+        "--quick", action="store_true", help="a twentieth of the epochs"
+    )
+    parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options)
+    elif options.command == "table":
+        write = tables.markdown if options.markdown else tables.text
+        print(write(table(options.quick)))
+    else:
+        path = (study.QUICK if options.quick else RESULTS) / "losses.png"
+        plots.save(draw(options.quick), path)
+        print("written to", path)
+
+
+if __name__ == "__main__":
+    main()
