@@ -100,7 +100,7 @@ def visible(inputs: Int[Array, "rows cells"]) -> Bool[Array, "rows cells cells"]
     An item attends to itself and the items before it.
     """
     real = inputs > 0
-    causal = np.tri(inputs.shape[1], dtype=bool) & real[:, None, :]
+    causal = real[:, None, :] & np.tri(inputs.shape[1], dtype=bool)
     return causal | ~real[:, :, None]
 
 
@@ -111,7 +111,7 @@ class Block(nnx.Module):
         width = config.width
         self.config = config
         # Enters squared, so that the weight of the high frequencies is not negative.
-        self.high_weight = nnx.Param(jax.random.normal(rngs.params(), width))
+        self.high_weight = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         kernel_in = jnp.concatenate(
             [layers.xavier_normal(rngs.params(), (width, width)) for _ in range(3)], 1
         )
@@ -209,7 +209,7 @@ class BSARec(SequenceModel):
           batch: one step.
           rng: key of the step's dropout; None trains without dropout.
         """
-        features = self.encode(batch.inputs, rng)
+        features = self.encode(jnp.asarray(batch.inputs), rng)
         valid = batch.targets > 0
         weights = valid.astype(features.dtype)
         return cross_entropy(

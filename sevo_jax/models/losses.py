@@ -28,10 +28,11 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax import _checks
@@ -40,6 +41,8 @@ from sevo_jax.models.blocks import sum_over_blocks
 from sevo_jax.models.cross_entropy import cross_entropy
 
 LossName = Literal["bce", "bpr", "ce", "sampled", "gbce"]
+# A batch is NumPy's or, in a compiled step, JAX's.
+_Field: TypeAlias = Array | np.ndarray
 
 # Numbers that are gathered at once: what a processor's cache holds.
 _GATHERED = 2**20
@@ -108,10 +111,10 @@ class LossConfig:
 def next_item_loss(
     config: LossConfig,
     table: Float[Array, "n d"],
-    inputs: Int[Array, "*cells"],
-    targets: Int[Array, "*m"],
-    negatives: Int[Array, "*m"],
-    valid: Bool[Array, "*m"],
+    inputs: Int[_Field, "*cells"],
+    targets: Int[_Field, "*m"],
+    negatives: Int[_Field, "*m"],
+    valid: Bool[_Field, "*m"],
     encode: Callable[[Float[Array, "*cells d"]], Float[Array, "*m d"]],
     *,
     item_offset: int,
@@ -147,12 +150,12 @@ def next_item_loss(
         targets, config.num_negatives or 0, len(table), item_offset, key
     )
     term = _term(config, len(table) - item_offset)
-    total = _against_drawn(term, features, table, targets, drawn, valid)
+    total: Any = _against_drawn(term, features, table, targets, drawn, valid)
     return total / jnp.maximum(jnp.sum(valid), 1)
 
 
 def draw_others(
-    rows: Int[Array, " m"], num: int, num_rows: int, item_offset: int, key: jax.Array
+    rows: Int[_Field, " m"], num: int, num_rows: int, item_offset: int, key: jax.Array
 ) -> Int[Array, "m num"]:
     """Draws, for each row of a table, rows of other items, uniformly and independently.
 

@@ -1,5 +1,7 @@
 """What the tests of several models use."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 from sevo_jax.data import Sequences
 
 
-def perturbed(model, scale=0.3, dtype=np.float32):
+def perturbed(model, scale=0.3, dtype: Any = np.float32):
     """Pure parameters moved off the initial ones, so that no bias is zero."""
     rng = np.random.default_rng(1)
     return jax.tree.map(

@@ -1,6 +1,7 @@
 """The losses of next items against their definitions, in NumPy and float64."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from sevo_jax.models.losses import LossConfig, draw_others, next_item_loss
 NUM_ITEMS = 11
 
 
-def problem(num_targets=9, width=4):
+def problem(num_targets=9, width=4) -> Any:
     """A table whose item 0 is row 1, inputs, targets, negatives, and which count."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(NUM_ITEMS + 1, width))
@@ -27,8 +28,10 @@ def problem(num_targets=9, width=4):
 
 
 def loss_of(config, arrays, rng=None):
+    inputs, targets, negatives, valid = arrays[1:]
+    options: Any = dict(item_offset=1, rng=rng)
     return lambda table: next_item_loss(
-        config, table, *arrays[1:], jnp.tanh, item_offset=1, rng=rng
+        config, table, inputs, targets, negatives, valid, jnp.tanh, **options
     )
 
 
