@@ -69,6 +69,7 @@ PARTS: dict[str, Callable[[], str]] = {
         }.items()
     },
     "losses": losses.page,
+    "every-table": lambda: markdown(study.table(every.CELLS)),
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
     "windows": summary.windows,

@@ -39,7 +39,7 @@ CELLS += [cell(backbone, every) for backbone in OTHERS for every in (1, 8)]
 
 def draw(quick: bool) -> Figure:
     """NDCG@10 of SASRec by k, beside AdamW; and what SEvo adds to an epoch, by k."""
-    figure = Figure(figsize=(10, 4.0), layout="constrained")
+    figure = Figure(figsize=(11, 4.0), layout="constrained")
     quality, cost = figure.subplots(1, 2)
     study.style(quality, "SASRec on Beauty", "propagation every k steps", "NDCG@10")
     for index, name in enumerate(("valid NDCG@10", "NDCG@10")):
@@ -74,7 +74,9 @@ def draw(quick: bool) -> Figure:
     for axes in (quality, cost):
         axes.set_xscale("log", base=2)
         axes.set_xticks(STEPS, [str(every) for every in STEPS])
-        study.legend(axes)
+    quality.margins(y=0.3)
+    study.legend(quality, loc="lower center", ncols=2)
+    study.legend(cost, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -229,10 +229,10 @@ def curve(axes: Axes, points: Mapping[int, float], index: int, label: str) -> No
         )
 
 
-def legend(axes: Axes) -> None:
+def legend(axes: Axes, **place: Any) -> None:
     """The legend of a panel, or that there is nothing in it."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, **place)
     else:
         axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
 
