@@ -11,6 +11,7 @@ import sys
 import textwrap
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,11 +120,10 @@ def blocks(path):
 @pytest.fixture
 def tables():
     """What a page adds to the tables of models and the like is gone after it."""
-    originals = [
-        (table, dict(table)) for table in (MODELS, METRICS, KINDS, SEVO, FORMATS)
-    ]
+    tables: list[dict[str, Any]] = [MODELS, METRICS, KINDS, SEVO, FORMATS]
+    originals = [dict(table) for table in tables]
     yield
-    for table, original in originals:
+    for table, original in zip(tables, originals, strict=True):
         table.clear()
         table.update(original)
 
