@@ -19,7 +19,7 @@ from flax import nnx  # noqa: E402
 from sphinx.util import inspect  # noqa: E402
 
 import sevo_jax  # noqa: E402
-from sevo_jax import cli  # noqa: E402
+from sevo_jax import cli, models  # noqa: E402
 
 project = "sevo_jax"
 author = "the sevo_jax authors"
@@ -127,9 +127,17 @@ def resolve(app, env, node, contnode):
     return None
 
 
-def skip_fields_of_tuples(app, kind, name, obj, skip, options):
-    """Leaves out what a NamedTuple says of its fields: "alias for field number 0"."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
+def skip_member(app, kind, name, obj, skip, options):
+    """Leaves out what is said elsewhere.
+
+    Of a NamedTuple the "alias for field number 0", since its docstring says more; of a
+    reference model the methods of the contract.
+    """
+    if type(obj).__name__ == "_tuplegetter":
+        return True
+    owner = getattr(obj, "__qualname__", "").partition(".")[0]
+    of_a_model = owner in {model.__name__ for model in models.MODELS.values()}
+    return True if of_a_model and hasattr(models.Recommender, name) else None
 
 
 def plain_signature(app, kind, name, obj, options, signature, returns):
@@ -180,6 +188,6 @@ def setup(app) -> None:
     # Before napoleon reads the sections.
     app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
     app.connect("autodoc-process-signature", plain_signature)
-    app.connect("autodoc-skip-member", skip_fields_of_tuples)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("missing-reference", resolve)
     app.connect("source-read", add_help)

@@ -90,6 +90,20 @@ def test_every_link_inside_leads_somewhere(site):
     assert not lost, "\n".join(lost)
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "experiments/README.md"]
+)
+def test_links_to_files_of_the_repository(name):
+    document = ROOT / name
+    text = re.sub(
+        r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        parts = urllib.parse.urlsplit(target)
+        if not parts.scheme and parts.path:
+            assert (document.parent / parts.path).exists(), target
+
+
 def test_the_command_line_is_that_of_today(site):
     text = (site / "command-line.html").read_text()
     for command in cli._COMMANDS:
