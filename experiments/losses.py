@@ -16,8 +16,9 @@ same number of trials: from the recipe on, one hyper-parameter of `grid` after a
 each time keeping the best. SEvo has one more, beta, and so many fewer learning rates.
 A trial has half of the recipe's epochs and the seed 0; only validation NDCG@10 counts,
 and the test metrics are not even written down. What is found is trained for all epochs
-from each seed. Runs are resumable and may be done side by side; trials and runs go to
-``results/losses``.
+from each seed. SASRec on Beauty is also trained with a beta that goes to 0 by the last
+epoch, in a line or along a cosine. Runs are resumable and may be done side by side;
+trials and runs go to ``results/losses``.
 """
 
 import argparse
@@ -194,6 +195,7 @@ TUNED = [
 MAPPED = ("beauty", "tools")
 DRAWN = (1, 8, 64, 512)
 PERCENTS = (10, 30, 100)
+SHAPES = ("linear", "cosine")
 
 
 def with_all(dataset: str, percent: int = 100) -> Point:
@@ -222,6 +224,20 @@ def all_points() -> list[Point]:
             point = with_all(dataset, percent)
             points.setdefault(point.name, point)
     return list(points.values())
+
+
+def scheduled(shape: str, seed: int, quick: bool) -> Job | None:
+    """SASRec on Beauty as the search found it, its beta on the way to 0."""
+    point = with_all("beauty")
+    recipe = point.chosen("sevo", quick)
+    if recipe is None:
+        return None
+    optimizer = dataclasses.replace(
+        recipe.optimizer, beta_schedule=shape, beta_epochs=float(recipe.epochs)
+    )
+    recipe = dataclasses.replace(recipe, optimizer=optimizer)
+    job = point.job("sevo", recipe, seed, quick)
+    return dataclasses.replace(job, name=f"{job.name}-{shape}")
 
 
 def train_by_popularity(
@@ -264,6 +280,11 @@ def run(options: argparse.Namespace) -> None:
             together = jax.default_backend() != "cpu"
             for group in [jobs] if together else [[job] for job in jobs]:
                 do(group, work, train_by_popularity)
+    if with_all("beauty").name.startswith(tuple(options.only)):
+        for shape in SHAPES:
+            for seed in options.seeds:
+                job = scheduled(shape, seed, options.quick)
+                do([job] if job else [], work)
 
 
 def table(quick: bool = False) -> list[list[str]]:
@@ -279,6 +300,13 @@ def table(quick: bool = False) -> list[list[str]]:
             reached = when_reached(found["plain"], found["sevo"])
         title = DATASETS[point.dataset]
         rows.append([title, point.label, *cells, change, reached])
+    for shape in SHAPES:
+        jobs = (scheduled(shape, seed, quick) for seed in SEEDS)
+        found = results_of(job for job in jobs if job)
+        if found:
+            mean = tables.spread(tables.column(found, METRIC))
+            cell = f"{mean} ({tables.seeds(found)})"
+            rows.append(["Beauty", f"SASRec, β {shape} to 0", "", cell, "", ""])
     return rows
 
 

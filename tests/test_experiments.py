@@ -579,6 +579,10 @@ def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys
         and "drop0.5; seeds 0 1 2 3 4" in shown
     )
     assert "| epoch 5 (10 s); SEvo epoch 5 (10 s) |" in shown
+    assert "| Beauty | SASRec, β cosine to 0 | | 0.15" in shown
+    (name,) = {name for name in invented if name.endswith("-linear-seed3")}
+    optimizer = invented[name].recipe.optimizer
+    assert optimizer.beta_schedule == "linear" and optimizer.beta_epochs == 200
     monkeypatch.setattr(losses, "RESULTS", tmp_path)
     run("losses", monkeypatch, "draw")
     assert (tmp_path / "losses.png").stat().st_size > 1000
