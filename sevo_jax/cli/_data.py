@@ -1,22 +1,28 @@
-"""`sevo-jax data`: statistics of an interaction log, and conversion."""
+"""`sevo-jax data`: statistics of a log, conversion, and data sets by name."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
+from sevo_jax.data.fetching import SOURCES, fetch
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import statistics
+from sevo_jax.data.readers import read
 from sevo_jax.data.writers import write
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Statistics of an interaction log; with --output also its conversion.
+
+    data sets by name:
+      sevo-jax data fetch NAME downloads one of the paper's; see its --help
 
     examples:
       sevo-jax data --data reviews_Beauty.json.gz --k-core 5
@@ -38,8 +44,44 @@ class Data:
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Download a data set of the paper and make its log, NAME.txt.
+
+    An interrupted download is gone on from. The log is the 5-core, in the order of
+    time, and is checked against the paper's numbers of users, items and interactions.
+
+    examples:
+      sevo-jax data fetch beauty --output data
+      sevo-jax compare --data data/beauty.txt --recipe sasrec-beauty
+    """
+
+    name: Annotated[
+        Literal["beauty", "toys", "tools", "ml-1m"],
+        tyro.conf.Positional,
+        option("Which one.", "NAME"),
+    ]
+    output: Annotated[Path, option("Folder for the raw file and the log.", "DIR")] = (
+        Path("data")
+    )
+    source: Annotated[
+        str | None,
+        option(
+            "A folder, or the address of one, that has the raw file.",
+            "FOLDER",
+            "its makers' site",
+        ),
+    ] = None
+
+
 def data(args: Sequence[str]) -> None:
     """Runs ``sevo-jax data`` with `args`."""
+    if args[:1] == ["fetch"]:
+        wanted = parse(Fetch, "data fetch", args[1:])
+        print(SOURCES[wanted.name].terms, file=sys.stderr)
+        path = fetch(wanted.name, wanted.output, source=wanted.source)
+        print(f"{path}\n{_describe(read(path))}")
+        return
     options = parse(Data, "data", args)
     log = options.data.load()
     if options.output is not None:

@@ -1,6 +1,7 @@
 """Interaction data: reading, filtering, splitting and a built-in log."""
 
 from sevo_jax.data.attributes import read_attributes
+from sevo_jax.data.fetching import fetch
 from sevo_jax.data.filtering import k_core
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import Statistics, statistics
@@ -16,6 +17,7 @@ __all__ = [
     "LeaveOneOut",
     "Sequences",
     "Statistics",
+    "fetch",
     "k_core",
     "leave_one_out",
     "planted",
