@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sevo_jax.data import InteractionLog, leave_one_out
-from sevo_jax.models import SASRecConfig
+from sevo_jax.models import MAERecConfig, SASRecConfig
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
 
 
@@ -39,6 +39,24 @@ def tiny_recipe():
         batch_size=64,
         epochs=12,
         eval_every=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def masking_recipe(tiny_recipe):
+    """Of MAERec, with several masks an epoch, and little to compile."""
+    architecture = MAERecConfig(
+        max_len=12,
+        width=16,
+        num_blocks=1,
+        num_hops=1,
+        mask_steps=2,
+        mask_depth=1,
+        num_seeds=5,
+        num_edges=64,
+    )
+    return dataclasses.replace(
+        tiny_recipe, model="maerec", architecture=architecture, epochs=2, eval_every=2
     )
 
 

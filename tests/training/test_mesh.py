@@ -50,6 +50,21 @@ def test_any_mesh_trains_as_one_device_does(short, tiny_split, alone, data, widt
     )
 
 
+def test_a_mask_is_the_same_on_a_mesh(masking_recipe, tiny_split):
+    """That of a graph is carried through training, and drawn on the devices."""
+    results, masks = [], []
+    for mesh in (make_mesh(), make_mesh(2, 2)):
+        trainer = Trainer(masking_recipe, tiny_split, mesh=mesh)
+        batches = split_batches(mesh, trainer.epochs(1)[0])
+        state, losses = trainer.train_epoch(trainer.start(1), batches, seed=1, epoch=0)
+        results.append(losses["loss"])
+        model: Any = trainer.model(state)
+        masks.append(np.asarray(model.mask.weights[...]))
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-5)
+    np.testing.assert_allclose(masks[1], masks[0], rtol=1e-6)
+    assert 0 < np.count_nonzero(masks[0]) < masks[0].size
+
+
 def test_a_run_goes_on_on_other_devices(short, tiny_split, alone, tmp_path):
     half = dataclasses.replace(short, epochs=2)
     output = tmp_path / "run"

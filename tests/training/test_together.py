@@ -63,6 +63,13 @@ def test_seeds_together_stop_when_each_does_alone(tiny_recipe, tiny_split, tmp_p
     assert [result.test for result in again] == [result.test for result in together]
 
 
+def test_each_seed_has_a_mask_of_its_own(masking_recipe, tiny_split):
+    """The weights of the graph, which training carries, are not the same for all."""
+    trainer = Trainer(masking_recipe, tiny_split)
+    expected = [trainer.run(seed=seed, progress=False) for seed in SEEDS[:2]]
+    check_same(trainer.run_together(SEEDS[:2], progress=False), expected)
+
+
 def test_runs_left_at_different_epochs_catch_up(short_trainer, alone, tmp_path):
     outputs = [tmp_path / str(seed) for seed in SEEDS]
 
