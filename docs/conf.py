@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -178,10 +179,15 @@ def help_of(*command: str) -> str:
 
 def add_help(app, docname, source):
     """Adds to the page of the command what it says of itself."""
-    if docname == "command-line":
-        source[0] += f"\n{help_of()}"
-        for name in cli._COMMANDS:
-            source[0] += f"\n## sevo-jax {name}\n\n{help_of(name)}"
+    if docname != "command-line":
+        return
+    source[0] += f"\n{help_of()}"
+    for name in cli._COMMANDS:
+        text = help_of(name)
+        source[0] += f"\n## sevo-jax {name}\n\n{text}"
+        # What a command has of its own commands, its help names: "data fetch".
+        for own in dict.fromkeys(re.findall(rf"sevo-jax {name} ([a-z]+) ", text)):
+            source[0] += f"\n## sevo-jax {name} {own}\n\n{help_of(name, own)}"
 
 
 def setup(app) -> None:

@@ -106,7 +106,7 @@ def test_links_to_files_of_the_repository(name):
 
 def test_the_command_line_is_that_of_today(site):
     text = (site / "command-line.html").read_text()
-    for command in cli._COMMANDS:
+    for command in (*cli._COMMANDS, "data fetch"):
         assert f"usage: sevo-jax {command} " in text
 
 
