@@ -14,12 +14,14 @@
 # %% [markdown]
 # # SEvo in an existing Optax loop
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/sevo_jax/blob/main/notebooks/drop_in.ipynb)
+#
 # You have a recommender that trains with `optax.adamw`. This notebook adds graph
 # structure to it by changing the optimizer: the model, the loss and inference stay as
 # they are. It runs on CPU, GPU and TPU in about a minute.
 
 # %%
-# %pip install -q "sevo-jax[train]"
+# %pip install -q "sevo-jax[train] @ git+https://github.com/OWNER/sevo_jax"
 
 # %%
 import jax
@@ -29,9 +31,10 @@ import numpy as np
 import optax
 
 import sevo_jax as sevo
-from sevo_jax.data import leave_one_out, synthetic
-from sevo_jax.samples.negatives import NegativeSampler
+from sevo_jax.data import leave_one_out, planted
 from sevo_jax.evaluation import measure, target_ranks
+from sevo_jax.reports.plots import COLOURS
+from sevo_jax.samples.negatives import NegativeSampler
 
 # %% [markdown]
 # ## The loop you have
@@ -41,7 +44,7 @@ from sevo_jax.evaluation import measure, target_ranks
 # the test item and is never looked at here; the one before it is for validation.
 
 # %%
-split = leave_one_out(synthetic.planted())
+split = leave_one_out(planted())
 train, num_users, num_items = split.train, split.num_users, split.num_items
 print(f"{num_users} users, {num_items} items, {train.values.size} train interactions")
 
@@ -129,19 +132,21 @@ for seed in range(3):
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-for name, runs in curves.items():
+for colour, (name, runs) in zip(COLOURS, curves.items()):
     epochs, values = runs[0][:, 0], np.stack([run[:, 1] for run in runs])
-    (line,) = axes.plot(epochs, values.mean(axis=0), label=name)
+    axes.plot(epochs, values.mean(axis=0), color=colour, label=name)
     axes.fill_between(
-        epochs, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
+        epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2
     )
-axes.set(xlabel="epoch", ylabel="validation NDCG@10", title="Mean and range of 3 seeds")
+axes.set_title("MF-BPR, synthetic log: mean and range of 3 seeds")
+axes.set(xlabel="epoch", ylabel="validation NDCG@10")
 axes.legend(frameon=False)
 plt.show()
 
 for name, runs in curves.items():
     best = [run[:, 1].max() for run in runs]
-    print(f"{name:11} best validation NDCG@10 {np.mean(best):.4f} +- {np.std(best, ddof=1):.4f}")
+    spread = np.std(best, ddof=1)
+    print(f"{name:11} best validation NDCG@10 {np.mean(best):.4f} +- {spread:.4f}")
 
 # %% [markdown]
 # ## What it did to the updates

@@ -11,7 +11,6 @@ yaml = pytest.importorskip("yaml", reason="needs sevo-jax[test]")
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ADDRESS = PROJECT["urls"]["Repository"]
 FORMS = sorted(ROOT.glob(".github/**/*.yml"))
 
 
@@ -51,12 +50,3 @@ def test_the_oldest_releases_are_the_lower_bounds():
         name, version = bound.split(">=")
         release = pinned[name]
         assert release == version or release.startswith(f"{version}."), name
-
-
-def test_there_is_one_address():
-    """It is a placeholder until there is one; what else names it follows."""
-    for path in [*ROOT.glob("notebooks/*.py"), ROOT / "README.md"]:
-        text = path.read_text()
-        assert text.count("github.com/OWNER") == text.count(
-            ADDRESS.removeprefix("https://")
-        ), path.name
