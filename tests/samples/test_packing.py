@@ -1,5 +1,7 @@
 """Packed epochs, the packing itself and padded frames, against literal loops."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,11 @@ def steps_of(epoch):
 def make(seed=0, train=None, **kwargs):
     if train is None:
         train = random_sequences(0, 203)
-    options = {"max_len": MAX_LEN, "batch_size": 64, "seed": seed} | kwargs
+    options: dict[str, Any] = {
+        "max_len": MAX_LEN,
+        "batch_size": 64,
+        "seed": seed,
+    } | kwargs
     return train, PackedEpochs(train, NUM_ITEMS, **options)
 
 

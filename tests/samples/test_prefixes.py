@@ -1,5 +1,7 @@
 """Epochs of all prefixes, drawn by user or one by one, against literal loops."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def make(sampling, train=None, num_more=30, **kwargs):
     """Epochs of `train`, and of `num_more` items that nobody has."""
     if train is None:
         train = random_train(0, 103)
-    options = {"max_len": MAX_LEN, "batch_size": 64, "seed": 0} | kwargs
+    options: dict[str, Any] = {"max_len": MAX_LEN, "batch_size": 64, "seed": 0} | kwargs
     num_items = train.values.size + num_more
     return train, PrefixEpochs(train, num_items, sampling=sampling, **options)
 

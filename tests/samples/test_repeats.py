@@ -1,6 +1,7 @@
 """Samples of random logs in which items come again, against literal loops."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,6 @@ def test_who_has_all_items_is_named_as_the_log_does(kind):
     users = [user for user, row in rows.items() for _ in row]
     items = [item for row in rows.values() for item in row]
     split = leave_one_out(InteractionLog.from_columns(users, items, name="all"))
-    options = {"max_len": 5} if kind is PackedEpochs else {}
+    options: dict[str, Any] = {"max_len": 5} if kind is PackedEpochs else {}
     with pytest.raises(ValueError, match="items of user zoe are all 3 items"):
         kind(split.train, 3, batch_size=2, seed=0, **options)
