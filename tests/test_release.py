@@ -18,8 +18,11 @@ def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sevo_jax.__version__
     assert citation["license"] == PROJECT["license"]
-    (paper,) = citation["references"]
+    paper = citation["preferred-citation"]
     assert paper["identifiers"][0]["value"] == "arXiv:2310.03032"
+    # The format forbids equal entries, and two of the authors are J. Wang.
+    names = {tuple(author.values()) for author in paper["authors"]}
+    assert len(names) == len(paper["authors"]) == 4
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
