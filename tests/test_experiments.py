@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,31 @@ def test_documents_say_what_the_results_say():
             f"{path.name} is not what the results come to: run "
             "python experiments/documents.py"
         )
+
+
+def test_the_prose_says_no_number_that_no_script_says():
+    """Decimals and percentages, in what people read about results."""
+    written = [make() for make in documents.PARTS.values()]
+    written += [
+        sampling.table(backbone, dataset)
+        for backbone in table3.AUTHORS_SAMPLING
+        for dataset in ("beauty", "toys", "tools")
+    ]
+    known = set(re.findall(r"\d+(?:\.\d+)?", "\n".join(written)))
+    # Of Python and the licence.
+    known |= {"3.11", "2.0"}
+    for path in documents.DOCUMENTS:
+        text = path.read_text()
+        for hidden in (
+            r"<!-- begin (\S+) -->.*?<!-- end \1 -->",
+            r"```.*?```",
+            r"`[^`]*`",
+            r"\]\([^)]*\)",
+            r"arXiv:\S+",
+        ):
+            text = re.sub(hidden, "", text, flags=re.DOTALL)
+        said = re.findall(r"(?<![\w.])\d+\.\d+|\d+(?= %)", text)
+        assert not set(said) - known, path.name
 
 
 def test_a_part_is_replaced_and_nothing_else(monkeypatch):
