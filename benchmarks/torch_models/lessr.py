@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from sevo_jax import models
 from sevo_jax.samples import RunBatch
@@ -95,7 +94,7 @@ class EdgeOrder(nn.Module):
         if receives.any():
             sent = self.dropout(x)[graphs.senders[receives]]
             degrees = graphs.degrees[receives].cpu()
-            packed = pack_padded_sequence(
+            packed = nn.utils.rnn.pack_padded_sequence(
                 sent, degrees, batch_first=True, enforce_sorted=False
             )
             states[receives] = self.gru(packed)[1][0]
