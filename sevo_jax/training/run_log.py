@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sevo_jax.training.run import Progress
 
 
+OnRecord = Callable[[Mapping[str, Any]], object]
+
+
 class RunLog:
     """Passes each epoch and evaluation of a run on to its outputs.
 
@@ -32,6 +35,7 @@ class RunLog:
       show: whether to show progress on standard error: a bar on a terminal, a line an
         evaluation otherwise.
       label: what to call the run there.
+      on_record: is called with each line of the metrics; see `Trainer.run`.
     """
 
     def __init__(
@@ -43,9 +47,10 @@ class RunLog:
         selection: str,
         show: bool,
         label: str,
+        on_record: OnRecord | None = None,
     ):
         self._stack = ExitStack()
-        self._outputs: list[JsonLines | TensorBoard | Bar | Lines] = []
+        self._outputs: list[JsonLines | TensorBoard | Bar | Lines | Callback] = []
         if folder is not None:
             self._outputs += [
                 JsonLines(folder.metrics, progress),
@@ -57,6 +62,8 @@ class RunLog:
         if show:
             kind = Bar if sys.stderr.isatty() else Lines
             self._outputs.append(kind(progress.epoch, epochs, selection, label))
+        if on_record is not None:
+            self._outputs.append(Callback(on_record))
         for output in self._outputs:
             self._stack.callback(output.close)
 
@@ -107,6 +114,24 @@ class JsonLines:
         with naming(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+
+
+class Callback:
+    """Calls a function of the user's with each JSON object as it is made."""
+
+    def __init__(self, on_record: OnRecord):
+        self._on_record = on_record
+
+    def train(
+        self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
+    ) -> None:
+        self._on_record(_train_line(epoch, loss, seconds, parts))
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        self._on_record(_evaluation_line(record))
+
+    def close(self) -> None:
+        pass
 
 
 class TensorBoard:

@@ -22,7 +22,7 @@ from sevo_jax.training.mesh import fetch, split_batches
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.run import Run, RunResult
-from sevo_jax.training.run_log import RunLog
+from sevo_jax.training.run_log import OnRecord, RunLog
 
 
 class Trainer(Assembly):
@@ -69,6 +69,7 @@ class Trainer(Assembly):
         resume: bool = False,
         progress: bool = True,
         label: str = "",
+        on_record: OnRecord | None = None,
     ) -> RunResult:
         """Trains for the recipe's epochs and measures the best parameters.
 
@@ -88,6 +89,10 @@ class Trainer(Assembly):
             on where the recipe has more epochs.
           progress: whether to show progress on standard error.
           label: what to call the run there.
+          on_record: is called with each line of `metrics.jsonl` as it is made, a table
+            with `kind` ("train" or "evaluation"), `epoch` and what was measured; for a
+            tracker of experiments. A run that goes on does not repeat earlier ones; of
+            several processes the first calls it.
 
         Raises:
           ValueError: if the seed is out of range, or `resume` lacks an `output`.
@@ -99,7 +104,7 @@ class Trainer(Assembly):
           FloatingPointError: if a loss or a score is not finite.
         """
         with contextlib.ExitStack() as stack:
-            run = self._open(stack, seed, output, resume, progress, label)
+            run = self._open(stack, seed, output, resume, progress, label, on_record)
             self._loop([run], self.recipe.epochs)
             return self._finish(run)
 
@@ -161,6 +166,7 @@ class Trainer(Assembly):
         resume: bool,
         progress: bool,
         label: str,
+        on_record: OnRecord | None = None,
     ) -> Run:
         """A run at its start, or where it was left; `stack` closes its files."""
         if not 0 <= seed < 2**32:
@@ -204,6 +210,7 @@ class Trainer(Assembly):
                 selection=self.recipe.evaluation.selection,
                 show=progress and is_first(),
                 label=label,
+                on_record=on_record if is_first() else None,
             )
         )
         return run

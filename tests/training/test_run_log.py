@@ -148,3 +148,25 @@ def test_silent_when_told_so(capsys):
     with open_log() as log:
         tell(log, 0, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_function_is_called_with_the_lines_of_the_file(tmp_path):
+    for start, folder in ((0, tmp_path / "new"), (2, tmp_path / "resumed")):
+        records = []
+        folder.mkdir()
+        progress = progress_at(start) if start else Progress()
+        with RunLog(
+            RunFolder(folder),
+            progress,
+            epochs=4,
+            selection="NDCG@10",
+            show=False,
+            label="",
+            on_record=records.append,
+        ) as log:
+            before = (folder / "metrics.jsonl").read_text().splitlines()
+            log.train(start, loss=1.5, seconds=0.25, parts={"bce": 1.0})
+            log.evaluation(evaluation(start + 1))
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert records == [json.loads(line) for line in lines[len(before) :]]
+        assert [record["kind"] for record in records] == ["train", "evaluation"]
