@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sevo_jax._files import replacing
 from sevo_jax.data.filtering import k_core
+from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.readers import read
 from sevo_jax.data.writers import write
 
-_AMAZON = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+_AMAZON = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _AMAZON_TERMS = (
-    "Amazon reviews of 1996 to 2014, collected by J. McAuley; for research, please "
-    "cite R. He and J. McAuley, Ups and downs, WWW 2016"
+    "Amazon reviews of 1996 to 2014, collected by J. McAuley; for research, not to be "
+    "redistributed, please cite R. He and J. McAuley, Ups and downs, WWW 2016"
 )
 _BLOCK = 2**20
 
@@ -124,7 +129,7 @@ def fetch(
                 f"{raw} has the MD5 sum {found}, not {about.md5}: remove it and fetch "
                 "it again"
             )
-    log = k_core(read(_unpacked(raw, about)), 5)
+    log = _core(raw, about)
     sizes = log.num_users, log.num_items, log.num_interactions
     expected = about.users, about.items, about.interactions
     if sizes != expected:
@@ -137,18 +142,17 @@ def fetch(
     return path
 
 
-def _unpacked(raw: Path, about: Source) -> Path:
-    """The file of the interactions."""
-    if about.member is None:
-        return raw
-    path = raw.with_name(Path(about.member).name)
+def _core(raw: Path, about: Source) -> InteractionLog:
+    """The 5-core of the interactions in a raw file."""
     try:
-        with zipfile.ZipFile(raw) as archive, archive.open(about.member) as member:
-            with path.open("wb") as file:
-                shutil.copyfileobj(member, file)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{raw} is no archive with {about.member}: {error}") from error
-    return path
+        if about.member is None:
+            return k_core(read(raw), 5)
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(raw) as archive:
+            return k_core(read(archive.extract(about.member, folder)), 5)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{raw} is damaged or another file ({error}): remove it and fetch it again"
+        ) from error
 
 
 def _obtain(about: Source, raw: Path, source: str | os.PathLike[str] | None) -> None:
@@ -156,14 +160,22 @@ def _obtain(about: Source, raw: Path, source: str | os.PathLike[str] | None) -> 
     part = raw.with_name(f"{raw.name}.part")
     address = about.address
     if source is not None:
-        if Path(source).is_dir():
-            shutil.copyfile(Path(source) / raw.name, part)
-            os.replace(part, raw)
+        if not os.fspath(source).startswith(("http://", "https://")):
+            if not (Path(source) / raw.name).is_file():
+                raise FileNotFoundError(
+                    f"{Path(source) / raw.name} is not there: download it from "
+                    f"{about.address}"
+                )
+            with replacing(raw) as temporary:
+                shutil.copyfile(Path(source) / raw.name, temporary)
             return
         address = f"{os.fspath(source).rstrip('/')}/{raw.name}"
     try:
         _download(address, part)
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (OSError, http.client.HTTPException) as error:
+        # Of a file, not of the connection.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         reason = getattr(error, "reason", error)
         raise OSError(
             f"{address} cannot be fetched ({reason}): try again, which goes on from "
@@ -181,10 +193,13 @@ def _download(address: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        # There is nothing after what is there.
-        if have and error.code == 416:
-            return
-        raise
+        if not have or error.code != 416:
+            raise
+        # There is nothing after what is there: it is whole, or of another file.
+        if error.headers.get("Content-Range") != f"bytes */{have}":
+            part.unlink()
+            _download(address, part)
+        return
     with response:
         goes_on = response.status == 206
         size = int(response.headers.get("Content-Length") or 0)
@@ -195,6 +210,7 @@ def _download(address: str, part: Path) -> None:
             unit="B",
             unit_scale=True,
             leave=False,
+            disable=None,
         )
         written = 0
         with part.open("ab" if goes_on else "wb") as file, bar:
@@ -202,4 +218,4 @@ def _download(address: str, part: Path) -> None:
                 written += file.write(block)
                 bar.update(len(block))
     if size and written < size:
-        raise ValueError(f"the connection broke after {written} of {size} bytes")
+        raise ConnectionError(f"the connection broke after {written} of {size} bytes")

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_COMMON = ("model", "optimizer", "dataset", "seed", "best_epoch", "seconds_per_epoch")
+
 
 def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row for each finished run in a folder, and in the folders in it.
@@ -17,8 +19,8 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
       Rows in the order of their paths, all with the same keys: ``run`` (the path
       below `folder`), ``model``, ``optimizer``, ``dataset``, ``seed``, ``best_epoch``,
       ``seconds_per_epoch``; each field of the recipes in which the runs differ, such as
-      ``optimizer.beta``; and the metrics, such as ``valid NDCG@10`` and ``test HR@1``.
-      What a run does not have is None.
+      ``optimizer.beta``; the metrics, such as ``valid NDCG@10`` and ``test HR@1``; and
+      ``protocol``, by which they were measured. What a run does not have is None.
 
     Raises:
       ValueError: if there is no finished run, or a file of one is no result.
@@ -45,12 +47,12 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for each in results.values()
         for name in each[part]
     )
-    common = "model optimizer dataset seed best_epoch seconds_per_epoch".split()
     return [
         {"run": str(path.relative_to(folder))}
-        | {name: each[name] for name in common}
+        | {name: each[name] for name in _COMMON}
         | {name: recipes[path].get(name) for name in differing}
         | {f"{part} {name}": each[part].get(name) for part, name in metrics}
+        | {"protocol": each["protocol"]}
         for path, each in results.items()
     ]
 
@@ -58,7 +60,8 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        return {**result, "recipe": result["recipe"], "test": result["test"]}
+        needed = (*_COMMON, "recipe", "valid", "test", "protocol")
+        return {name: result[name] for name in needed}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no result of a run: {error!r}") from error
 

@@ -65,19 +65,32 @@ class Server(http.server.SimpleHTTPRequestHandler):
     """Serves files, parts of them too, and notes what it was asked for."""
 
     asked: list[str | None] = []
+    # After how many bytes the connection breaks, and whether parts can be asked for.
+    limit, ranges, chunked = 10**9, True, False
 
     def do_GET(self):
         data = Path(self.translate_path(self.path)).read_bytes()
         wanted = self.headers["Range"]
         self.asked.append(wanted)
+        if not self.ranges:
+            wanted = None
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
         if start >= len(data):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         self.send_response(206 if wanted else 200)
+        if self.chunked:
+            # A piece that is announced larger than it is.
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n" % len(data) + data[start : start + self.limit])
+            return
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:])
+        self.wfile.write(data[start : start + self.limit])
 
     def log_message(self, format, *args):
         pass
@@ -129,6 +142,89 @@ def test_a_download_goes_on_where_it_stopped(raw, tmp_path):
             fetch("beauty", data, source=address)
             assert len(Server.asked) == count, "it is there"
             kept.unlink()
+
+
+@pytest.mark.parametrize("name", ["beauty", "ml-1m"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks(name, ranges, raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Server, "limit", 200)
+    monkeypatch.setattr(Server, "ranges", ranges)
+    data = tmp_path / "data"
+    with serving(raw) as address:
+        command = ["data", "fetch", name, "--output", f"{data}", "--source", address]
+        for _ in range(2):
+            assert main(command) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "connection broke after 200 of" in error
+            assert [path.suffix for path in data.iterdir()] == [".part"]
+        monkeypatch.setattr(Server, "limit", 10**9)
+        path = fetch(name, data, source=address)
+        again = 400 if ranges else 200
+        assert Server.asked == [None, "bytes=200-", f"bytes={again}-"]
+    (kept,) = set(data.iterdir()) - {path}
+    assert kept.read_bytes() == (raw / kept.name).read_bytes()
+
+
+def test_pieces_that_break_off_are_one_line(raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Server, "limit", 50)
+    monkeypatch.setattr(Server, "chunked", True)
+    with serving(raw) as address:
+        command = ["data", "fetch", "toys", "--output", f"{tmp_path}/data"]
+        (raw / "reviews_Toys_and_Games_5.json.gz").write_bytes(b"x" * 500)
+        assert main([*command, "--source", address]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be fetched" in error and "try again" in error
+
+
+def test_what_is_there_may_be_of_another_file(raw, tmp_path):
+    whole = (raw / "reviews_Beauty_5.json.gz").read_bytes()
+    part = tmp_path / "reviews_Beauty_5.json.gz.part"
+    part.write_bytes(whole + b"and more")
+    with serving(raw) as address:
+        fetch("beauty", tmp_path, source=address)
+        assert Server.asked == [f"bytes={len(whole) + 8}-", None]
+    assert (tmp_path / "reviews_Beauty_5.json.gz").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["beauty", "ml-1m"])
+def test_a_damaged_file_is_refused_with_the_remedy(name, raw, tmp_path, monkeypatch):
+    source = dataclasses.replace(fetching.SOURCES[name], md5=None)
+    monkeypatch.setitem(fetching.SOURCES, name, source)
+    path = raw / source.address.rpartition("/")[2]
+    data = path.read_bytes()
+    middle = len(data) // 2
+    for number, bad in enumerate(
+        (data[:-30], data[:middle] + b"\0" * 9 + data[middle + 9 :], b"<html>")
+    ):
+        path.write_bytes(bad)
+        folder = tmp_path / f"data{number}"
+        with pytest.raises(ValueError, match="remove it and fetch it again"):
+            fetch(name, folder, source=raw)
+        assert [each.name for each in folder.iterdir()] == [path.name]
+
+
+def test_a_source_without_the_file_says_where_it_is(raw, tmp_path):
+    (raw / "ml-1m.zip").unlink()
+    for source in (raw, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match="is not there: download .*groupl"):
+            fetch("ml-1m", tmp_path / "data", source=source)
+
+
+def test_equal_times_keep_the_order_of_the_file(raw, tmp_path, monkeypatch):
+    pairs = [(user, (3 * i + user) % 5) for i in range(5) for user in range(5)]
+    lines = [
+        json.dumps({"reviewerID": f"A{u}", "asin": f"B{i}", "unixReviewTime": 7})
+        for u, i in pairs
+    ]
+    text = "\n".join(lines).encode()
+    (raw / "reviews_Beauty_5.json.gz").write_bytes(gzip.compress(text))
+    small = dataclasses.replace(
+        fetching.SOURCES["beauty"], users=5, items=5, interactions=25
+    )
+    monkeypatch.setitem(fetching.SOURCES, "beauty", small)
+    found = read(fetch("beauty", tmp_path / "data", source=raw))
+    row = rows_of(found)[2]
+    assert found.item_ids[row].tolist() == [f"B{i}" for u, i in pairs if u == 2]
 
 
 def test_offline_it_says_what_to_do_in_one_line(raw, tmp_path, capsys):

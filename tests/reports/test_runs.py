@@ -13,6 +13,7 @@ def write(folder, **changes):
         "optimizer": "sevo_adamw",
         "dataset": "ring",
         "seed": 0,
+        "protocol": "leave-one-out",
         "best_epoch": 2,
         "seconds_per_epoch": 0.5,
         "valid": {"HR@1": 0.25},
@@ -35,13 +36,14 @@ def test_a_row_a_run_with_what_differs(tmp_path):
     assert [row["optimizer.beta"] for row in (first, second)] == [0.9, 0.5]
     assert "epochs" not in first, "all have the same"
     assert first["valid HR@1"] == 0.25 and second["test HR@1"] == 0.5
+    assert list(first)[-1] == "protocol" and first["protocol"] == "leave-one-out"
     assert first["test MRR"] is None and second["test MRR"] == 1.0
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no finished run"):
         read_runs(tmp_path)
-    for text in ("{", "[]", '{"recipe": {}}'):
+    for text in ("{", "[]", '{"recipe": {}}', '{"recipe": {}, "test": {}}'):
         (tmp_path / "result.json").write_text(text)
         with pytest.raises(ValueError, match="result.json is no result of a run"):
             read_runs(tmp_path)
