@@ -34,7 +34,7 @@ from sevo_jax.training import Trainer
 
 TORCH, ADAMW, SEVO = "PyTorch, AdamW", "sevo_jax, AdamW", "sevo_jax, SEvo-AdamW"
 MODELS = BACKBONES | GRAPH_MODELS
-COLOURS = {TORCH: "#999999", ADAMW: "#0072B2", SEVO: "#D55E00"}
+COLOURS = {TORCH: "#999999", ADAMW: plots.COLOURS[0], SEVO: plots.COLOURS[1]}
 
 
 def measure(

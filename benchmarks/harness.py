@@ -13,10 +13,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
+from cycler import cycler
 
 from sevo_jax import CSROperator, _timing
+from sevo_jax.reports import plots
 
+# One palette for all pictures.
+matplotlib.rcParams["axes.prop_cycle"] = cycler(color=plots.COLOURS)
 RESULTS = Path(__file__).parent / "results"
 # For `paper`, which holds the backbones and the data sets. It is not imported here:
 # not every benchmark has room for all that training needs.

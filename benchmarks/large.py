@@ -222,6 +222,8 @@ def draw(results: dict, path: Path) -> None:
         range(len(runs)), [f"{each['nodes']:,} x {each['width']}" for each in runs]
     )
     left.set_yscale("log")
+    left.set_ylim(top=2 * max(each["seconds a step"] for each in runs))
+    left.set_xlabel("table: rows x width")
     left.set_ylabel(f"seconds a step, {CLOCK} time")
     left.set_title(f"Measured on {jax.devices()[0].device_kind}, mean degree 20, L = 3")
     left.legend(fontsize=8)
@@ -236,6 +238,7 @@ def draw(results: dict, path: Path) -> None:
         bottom += values
     received = [each["received a step"] / 1e9 for each in table]
     right.plot(places, received, "kD", label="received a step", markersize=5)
+    right.set_ylim(top=1.05 * max(*bottom, *received))
     right.set_xticks(places, labels, fontsize=7)
     right.set_xlabel("devices and sharding")
     right.set_ylabel("GB on each device")

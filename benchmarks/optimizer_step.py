@@ -42,7 +42,6 @@ import optax
 from harness import CLOCK, keep_freed_memory, power_law, save, time_in_turns
 
 import sevo_jax as sevo
-from sevo_jax.reports import plots
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -204,7 +203,7 @@ def measure(graph: sevo.GraphOperator, width: int) -> dict:
 
 def draw(measured: list[dict], path: Path) -> None:
     """The candidates in multiples of AdamW's time."""
-    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     labels = {
         OURS: "sevo_adamw",
         IDEAL: "the same as one function",
@@ -223,7 +222,6 @@ def draw(measured: list[dict], path: Path) -> None:
             list(points),
             "oDs^"[index],
             label=label,
-            color=plots.COLOURS[index],
             markersize=8,
             fillstyle="none",
         )
@@ -238,7 +236,7 @@ def draw(measured: list[dict], path: Path) -> None:
     axes.set_xlabel(f"{CLOCK} time of a step / that of optax.adamw")
     axes.set_title(f"A step of sevo_adamw on {jax.devices()[0].device_kind}, L = 3")
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -63,7 +63,8 @@ def windows() -> str:
         plain = each["seconds"]["adamw"]
         label, added = BACKBONES[name].label, each["SEvo adds"]
         cells = [f"{100 * added[k]:+.0f} %" for k in steps]
-        rows.append([label, f"{plain['median']:.2f} s", *cells])
+        spread = f"{plain['min']:.2f} to {plain['max']:.2f}"
+        rows.append([label, f"{plain['median']:.2f} s ({spread})", *cells])
     return markdown(rows)
 
 

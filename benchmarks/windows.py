@@ -6,20 +6,18 @@
 Each backbone by the paper's recipe with ``adamw`` and with ``sevo_adamw(every=k)``. The
 compiled epochs take turns on batches that are drawn already; the first turn, which
 compiles, is not counted. Needs ``sevo-jax[train]``. Prints a table and, if no backbone
-is left out, writes ``results/windows-PLATFORM.json`` and a picture, ``.png``.
+is left out, writes ``results/windows-PLATFORM.json``, which ``experiments/every.py``
+draws.
 """
 
 import argparse
 import dataclasses
 from typing import Any
 
-import jax
 from harness import save, time_in_turns
-from matplotlib.figure import Figure
 from paper import BACKBONES, load, recipe_of
 
 from sevo_jax.data import LeaveOneOut
-from sevo_jax.reports import plots
 from sevo_jax.training import Recipe, Trainer
 from sevo_jax.training.mesh import split_batches
 
@@ -62,26 +60,6 @@ def measure(backbone: str, split: LeaveOneOut, rounds: int) -> dict[str, Any]:
     return {"seconds": seconds, "SEvo adds": added}
 
 
-def draw(results: dict[str, Any]) -> Figure:
-    """What SEvo adds to an epoch, by k."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, result) in enumerate(results.items()):
-        added = [100 * result["SEvo adds"][k] for k in STEPS]
-        colour = plots.COLOURS[index % len(plots.COLOURS)]
-        label = BACKBONES[name].label
-        axes.plot(STEPS, added, "o-", color=colour, label=label, markersize=4)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(STEPS, [str(k) for k in STEPS])
-    axes.set_xlabel("propagation every k steps")
-    axes.set_ylabel("SEvo adds to an epoch of AdamW, %")
-    axes.set_title(f"Amazon Beauty, {jax.devices()[0].device_kind}", loc="left")
-    axes.axhline(0, color="0.6", lw=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,9 +89,8 @@ def main() -> None:
     if len(chosen) < len(BACKBONES):
         print("not all backbones: nothing written")
         return
-    path = save("windows", {"rounds": options.rounds, "backbones": results})
-    plots.save(draw(results), path.with_suffix(".png"))
-    print("written to", path)
+    results = {"rounds": options.rounds, "backbones": results}
+    print("written to", save("windows", results))
 
 
 if __name__ == "__main__":
