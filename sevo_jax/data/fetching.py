@@ -14,8 +14,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sevo_jax._files import replacing
 from sevo_jax.data.filtering import k_core
 from sevo_jax.data.log import InteractionLog
@@ -186,6 +184,9 @@ def _obtain(about: Source, raw: Path, source: str | os.PathLike[str] | None) -> 
 
 def _download(address: str, part: Path) -> None:
     """Downloads a file, on from what is there of it."""
+    # An extra has it; logs are read without one.
+    from tqdm import tqdm
+
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(address)
     if have:
