@@ -28,8 +28,8 @@ def register(name: str) -> Callable[[Model], Model]:
 
     Examples:
       >>> from sevo_jax import models
-      >>> sorted(models.MODELS)[:2]
-      ['bert4rec', 'gru4rec']
+      >>> models.MODELS["sasrec"]
+      <class 'sevo_jax.models.sasrec.SASRec'>
     """
 
     def add(model: Model) -> Model:

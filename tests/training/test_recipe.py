@@ -286,7 +286,7 @@ def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
 def test_an_unknown_recipe_lists_the_like_ones():
     with pytest.raises(ValueError, match="did you mean sasrec-beauty"):
         find_recipe("sasrec-beuty")
-    with pytest.raises(ValueError, match="choose from .*, sasrec-beauty, sasrec-ml-1m"):
+    with pytest.raises(ValueError, match="choose from .*, sasrec-beauty, "):
         find_recipe("xyz")
 
 
