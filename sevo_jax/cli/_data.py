@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
-from sevo_jax.data.fetching import SOURCES, fetch
+from sevo_jax.data.fetching import SOURCES, fetch, find_source
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import statistics
 from sevo_jax.data.readers import read
@@ -57,9 +57,9 @@ class Fetch:
     """
 
     name: Annotated[
-        Literal["beauty", "toys", "tools", "ml-1m"],
+        str,
         tyro.conf.Positional,
-        option("Which one.", "NAME"),
+        option(f"Which one: {', '.join(SOURCES)}.", "NAME"),
     ]
     output: Annotated[Path, option("Folder for the raw file and the log.", "DIR")] = (
         Path("data")
@@ -78,7 +78,7 @@ def data(args: Sequence[str]) -> None:
     """Runs ``sevo-jax data`` with `args`."""
     if args[:1] == ["fetch"]:
         wanted = parse(Fetch, "data fetch", args[1:])
-        print(SOURCES[wanted.name].terms, file=sys.stderr)
+        print(find_source(wanted.name).terms, file=sys.stderr)
         path = fetch(wanted.name, wanted.output, source=wanted.source)
         print(f"{path}\n{_describe(read(path))}")
         return

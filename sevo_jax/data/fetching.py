@@ -85,6 +85,17 @@ SOURCES = {
 """The data sets of the paper, by name."""
 
 
+def find_source(name: str) -> Source:
+    """The source of a data set.
+
+    Raises:
+      ValueError: if there is none of the name.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"data set {name!r}: choose from {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
 def fetch(
     name: str,
     folder: str | os.PathLike[str],
@@ -112,9 +123,7 @@ def fetch(
         should be.
       OSError: if it cannot be downloaded or written.
     """
-    if name not in SOURCES:
-        raise ValueError(f"data set {name!r}: choose from {', '.join(SOURCES)}")
-    about, folder = SOURCES[name], Path(folder)
+    about, folder = find_source(name), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     raw = folder / about.address.rpartition("/")[2]
     if not raw.exists():

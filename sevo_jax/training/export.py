@@ -26,7 +26,7 @@ def export(
     """Writes a model's tables and its scorer into a new folder.
 
     ``items.parquet`` has a row an item, in the order of the scores: its id (``id``)
-    and a column for each table that has a row an item, such as ``item_embedding``;
+    and a column for each table of items, a parameter whose name begins with ``item``;
     ``users.parquet``, of a model that knows its users, likewise. With
     ``format="npz"`` they are ``items.npz`` and ``users.npz``, with the same names.
 
@@ -59,15 +59,20 @@ def export(
     program, about = _scorer(model), _about(model)
     folder.mkdir(parents=True, exist_ok=True)
     write = {"parquet": _write_parquet, "npz": np.savez}[format]
-    for name, ids in (("items", known.item_ids), ("users", known.user_ids)):
-        if name == "items" or model.knows_users:
-            with replacing(folder / f"{name}.{format}") as temporary:
-                _write(
-                    write, temporary, {"id": np.asarray(ids), **_tables(model, name)}
-                )
-    replace_text(folder / "scorer.json", json.dumps(about, indent=1) + "\n")
-    with replacing(folder / "scorer.bin") as temporary:
-        temporary.write_bytes(program)
+    try:
+        for name, ids in (("items", known.item_ids), ("users", known.user_ids)):
+            if name == "items" or model.knows_users:
+                columns = {"id": np.asarray(ids), **_tables(model, name)}
+                with replacing(folder / f"{name}.{format}") as temporary:
+                    _write(write, temporary, columns)
+        replace_text(folder / "scorer.json", json.dumps(about, indent=1) + "\n")
+        with replacing(folder / "scorer.bin") as temporary:
+            temporary.write_bytes(program)
+    except BaseException:
+        # A part of it would keep the next attempt out.
+        for path in folder.iterdir():
+            path.unlink()
+        raise
 
 
 def _scorer(model: Any) -> bytes:
@@ -113,16 +118,14 @@ def _about(model: Any) -> dict[str, Any]:
 
 
 def _tables(model: Any, of: str) -> dict[str, np.ndarray]:
-    """The parameters with a row an item, or a user, by their paths."""
+    """The parameters called after items, or users, by their paths."""
     offset = model.item_offset if of == "items" else 0
-    count = model.num_items if of == "items" else model.num_users
-    tables = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        name = "/".join(map(str, path))
-        if name.startswith("user") == (of == "users") and leaf.ndim == 2:
-            if len(leaf) == offset + count:
-                tables[name] = np.asarray(leaf[...])[offset:]
-    return tables
+    return {
+        "/".join(map(str, path)): np.asarray(leaf[...])[offset:]
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+        # Not by their number of rows, which that of positions may equal.
+        if str(path[-1]).startswith(of.removesuffix("s")) and leaf.ndim == 2
+    }
 
 
 def _write(

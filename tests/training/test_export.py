@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from sevo_jax.cli import main
 from sevo_jax.data import Sequences
+from sevo_jax.models import SASRecConfig
 from sevo_jax.testing import make_trainer
 from sevo_jax.training import export, load
 
@@ -95,6 +97,27 @@ def test_tables_carry_the_ids(finished, tmp_path):
     np.testing.assert_array_equal(table["item_embedding"].to_pylist(), expected)
     np.testing.assert_array_equal(arrays["item_embedding"], expected)
     assert not (tmp_path / "npz/users.npz").exists()
+
+
+def test_a_table_of_as_many_rows_is_not_taken_for_items(tiny_split, tmp_path):
+    config = SASRecConfig(max_len=tiny_split.num_items + 1, width=4, num_blocks=1)
+    trainer = make_trainer("sasrec", tiny_split, config)
+    model = trainer.model(trainer.start(0))
+    known = SimpleNamespace(user_ids=[], item_ids=tiny_split.log.item_ids)
+    saved: Any = SimpleNamespace(model=model, known=known)
+    export(saved, tmp_path / "out", format="npz")
+    assert list(np.load(tmp_path / "out/items.npz")) == ["id", "item_embedding"]
+
+
+def test_a_part_of_an_export_does_not_stay(finished, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError("No space left on device")
+
+    module = importlib.import_module("sevo_jax.training.export")
+    monkeypatch.setattr(module, "replace_text", full)
+    with pytest.raises(OSError, match="No space"):
+        export(load(finished[1]), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_cannot_be_written_is_refused(finished, tmp_path, capsys):
