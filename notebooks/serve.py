@@ -107,7 +107,8 @@ with open("exported/scorer.bin", "rb") as file:
     scorer = jax.export.deserialize(bytearray(file.read()))
 with open("exported/scorer.json") as file:
     about = json.load(file)
-exported = np.load("exported/items.npz")
+with np.load("exported/items.npz") as archive:
+    exported = dict(archive)
 
 # %% [markdown]
 # A row of the inputs is the last items of a user, the oldest first, each by its row in the

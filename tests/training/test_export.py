@@ -23,7 +23,8 @@ sys.modules["sevo_jax"] = sys.modules["flax"] = None
 import jax, numpy as np
 folder, histories = sys.argv[1], json.loads(sys.argv[2])
 about = json.load(open(f"{folder}/scorer.json"))
-ids = np.load(f"{folder}/items.npz")["id"].tolist()
+with np.load(f"{folder}/items.npz") as tables:
+    ids = tables["id"].tolist()
 program = jax.export.deserialize(bytearray(open(f"{folder}/scorer.bin", "rb").read()))
 rows = np.zeros((len(histories), about["cells"]), np.int32)
 for row, history in zip(rows, histories):
@@ -90,7 +91,8 @@ def test_tables_carry_the_ids(finished, tmp_path):
     for format in ("parquet", "npz"):
         export(saved, tmp_path / format, format=format)
     table = parquet.read_table(tmp_path / "parquet/items.parquet")
-    arrays = np.load(tmp_path / "npz/items.npz")
+    with np.load(tmp_path / "npz/items.npz") as archive:
+        arrays = dict(archive)
     assert table.column_names == list(arrays) == ["id", "item_embedding"]
     assert table["id"].to_pylist() == list(saved.known.item_ids)
     expected = saved.model.item_embedding[...][1:]
@@ -106,7 +108,8 @@ def test_a_table_of_as_many_rows_is_not_taken_for_items(tiny_split, tmp_path):
     known = SimpleNamespace(user_ids=[], item_ids=tiny_split.log.item_ids)
     saved: Any = SimpleNamespace(model=model, known=known)
     export(saved, tmp_path / "out", format="npz")
-    assert list(np.load(tmp_path / "out/items.npz")) == ["id", "item_embedding"]
+    with np.load(tmp_path / "out/items.npz") as archive:
+        assert list(archive) == ["id", "item_embedding"]
 
 
 def test_a_part_of_an_export_does_not_stay(finished, tmp_path, monkeypatch):
