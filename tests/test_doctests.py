@@ -16,9 +16,12 @@ MODULES = [
 ]
 if importlib.util.find_spec("pyarrow") is None:  # without the extra "train"
     needing_it = re.compile(
-        r"sevo_jax\.(cli|data|evaluation|models|reports|samples|testing|training)\b"
+        r"sevo_jax\.(cli|data|evaluation|models|reports|samples|testing|training"
+        r"|graphs\._edges)\b"
     )
     MODULES = [name for name in MODULES if not needing_it.match(name)]
+if importlib.util.find_spec("ibis") is None:  # without the extra "engines"
+    MODULES.remove("sevo_jax.graphs._sql")
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (sevo, sevo.smoothing, sevo.graphs)

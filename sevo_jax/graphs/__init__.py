@@ -11,12 +11,17 @@ from sevo_jax.graphs._attributes import shared_attributes
 from sevo_jax.graphs._bipartite import bipartite
 from sevo_jax.graphs._cooccurrence import cooccurrence
 from sevo_jax.graphs._directed import from_directed
+from sevo_jax.graphs._edges import from_edges
+from sevo_jax.graphs._sql import cooccurrence_sql, number_items_sql
 
 __all__ = [
     "bipartite",
     "cooccurrence",
+    "cooccurrence_sql",
     "from_directed",
+    "from_edges",
     "load",
+    "number_items_sql",
     "save",
     "shared_attributes",
 ]
