@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "sevo_jax":
             raise
+        if error.name is None:  # Ours, which says what to install.
+            return _fail(str(error))
         return _fail(
             f'{error.name} is not installed: pip install "sevo-jax[train]" has all '
             "that the commands need"

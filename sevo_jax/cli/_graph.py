@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import scipy.sparse
@@ -11,6 +11,7 @@ import tyro
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import graphs, operators
+from sevo_jax.cli import _engine
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._runs import preset
@@ -36,9 +37,20 @@ class Graph:
       sevo-jax graph --data beauty.txt --max-hop 3 --item-offset 0 --output items.npz
       sevo-jax graph --data ml-1m.txt --kind attributes --attributes genres.json
       sevo-jax graph --load items.npz --item-offset 0
+      sevo-jax graph --engine duckdb --data 'log/*.parquet' --output items.npz
     """
 
     recipe: Annotated[str, option("Recipe whose graph to start from.", "NAME")]
+    engine: Annotated[
+        Literal["duckdb"] | None,
+        option(
+            "Build the graph by this database, from Parquet files in any order and of "
+            "any size: a file, a folder, a pattern or an address such as "
+            "s3://bucket/log/*.parquet. Needs sevo-jax[engines].",
+            "duckdb",
+            "in memory",
+        ),
+    ] = None
     load: Annotated[
         Path | None,
         option(
@@ -88,6 +100,13 @@ def graph(args: Sequence[str]) -> None:
 
 def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
     """The graph, what to call it, and the name of each node."""
+    if options.engine is not None:
+        if options.load is not None:
+            raise ValueError("--engine builds a graph and --load reads one: give one")
+        offset = options.item_offset
+        adjacency, items = _engine.build(options.data, options.graph, offset)
+        title = f"item-item graph of {options.data.data}"
+        return adjacency, title, ["-"] * offset + items
     log = None
     if options.load is None or options.data != DataOptions():
         log = options.data.load()

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -34,7 +33,7 @@ class DataOptions:
     """The interactions that the command reads."""
 
     data: Annotated[
-        Path | None,
+        str | None,
         option(
             "Interactions: .txt (lines of a user and its items, oldest first, or of "
             "user and item), .csv, .tsv, .parquet or a folder of it, .inter (RecBole), "

@@ -198,8 +198,8 @@ def run_folder(path: Path, data: DataOptions, graphs: GraphFiles) -> RunFolder:
     values: dict[str, Any] = dataclasses.asdict(data)
     values["graphs"] = {name: str(file.resolve()) for name, file in graphs.items()}
     if data.data is not None:
-        is_file = data.data != STANDARD_INPUT
-        values["data"] = str(data.data.resolve() if is_file else data.data)
+        source = Path(data.data)
+        values["data"] = str(source if source == STANDARD_INPUT else source.resolve())
     return RunFolder(path, values)
 
 
@@ -214,8 +214,6 @@ def recall(data: DataOptions, folder: RunFolder) -> DataOptions:
     if values is None:
         return data
     values.pop("graphs", None)
-    if isinstance(values.get("data"), str):
-        values["data"] = Path(values["data"])
     hints = typing.get_type_hints(DataOptions)
     if values.keys() != hints.keys() or not all(
         isinstance(values[name], hint) for name, hint in hints.items()
@@ -230,8 +228,9 @@ def recall(data: DataOptions, folder: RunFolder) -> DataOptions:
         if getattr(data, item.name) != item.default
     }
     asked = DataOptions(**{**values, **given})
-    if data.data is None and asked.data is not None and not asked.data.exists():
-        what = "standard input" if asked.data == STANDARD_INPUT else asked.data
+    if data.data is None and asked.data and not Path(asked.data).exists():
+        is_stream = Path(asked.data) == STANDARD_INPUT
+        what = "standard input" if is_stream else asked.data
         raise ValueError(
             f"the run was trained on {what}, which is not there: give --data"
         )
