@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from harness import CLOCK, Bandwidth, clock, power_law, save, wait
+from harness import CLOCK, Bandwidth, clock, forget_peak, power_law, save, wait
 
 import sevo_jax as sevo
 from sevo_jax.operators import CSROperator
@@ -127,11 +127,6 @@ def billion(graph: CSROperator) -> list[dict]:
 
 
 # ------------------------------------------------------------------ the run
-
-
-def forget_peak() -> None:
-    """Lets the peak of the resident size begin anew (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:

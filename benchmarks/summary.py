@@ -131,6 +131,30 @@ def large() -> str:
     return markdown(rows)
 
 
+def end_to_end() -> str:
+    """The phases of a run of ten million items, and what SEvo adds to a step."""
+    run = read("end_to_end")
+    rows = [["", "time", "peak memory"]]
+    for phase in run["phases"]:
+        memory = f"{phase['peak bytes'] / 1e9:.1f} GB"
+        rows.append([phase["phase"], f"{phase['seconds']:.0f} s", memory])
+    rows += [
+        [f"a step of {name}", f"{seconds:.2f} s", ""]
+        for name, seconds in run["seconds a step"].items()
+    ]
+    return markdown(rows)
+
+
+def end_to_end_log() -> str:
+    """What that run is of."""
+    run = read("end_to_end")
+    return (
+        f"{run['interactions']:,} interactions of {run['users']:,} users with "
+        f"{run['items']:,} items; a graph of {run['graph entries']:,} entries; MF-BPR "
+        f"of width {run['width']}, batches of {run['batch size']:,} triplets."
+    )
+
+
 def billion() -> str:
     """What each device holds and receives at a billion rows, on paper."""
     rows = [["devices", "split", "GB held by each", "GB received by each a step"]]

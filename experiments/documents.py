@@ -22,6 +22,7 @@ import figure7
 import figure8
 import losses
 import multiplex
+import pending
 import study
 import summary
 import table3
@@ -69,6 +70,7 @@ PARTS: dict[str, Callable[[], str]] = {
         }.items()
     },
     "losses": losses.page,
+    "pending": lambda: markdown(pending.table()),
     "every-table": lambda: markdown(study.table(every.CELLS)),
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
@@ -76,6 +78,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "step": summary.step,
     "training": summary.training,
     "large": summary.large,
+    "end-to-end": summary.end_to_end,
+    "end-to-end-log": summary.end_to_end_log,
     "billion": summary.billion,
 }
 """What can stand in a document, by name."""

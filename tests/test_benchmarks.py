@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import sevo_jax as sevo
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # They measure PyTorch beside the library, and must be imported before it.
@@ -55,3 +58,23 @@ def test_the_shell_script_names_benchmarks_that_are_there():
     commands = [line.split()[1:] for line in lines if line.startswith("python ")]
     assert len(commands) == 5
     assert all((FOLDER / script).exists() for script, *_ in commands)
+
+
+def test_the_log_of_ten_million_items_in_small(tmp_path):
+    end_to_end = importlib.import_module("end_to_end")
+    users, items = end_to_end.draw(500, 5000)
+    assert (np.diff(users) >= 0).all()
+    pairs = users * 5000 + items
+    assert len(np.unique(pairs)) == len(pairs)
+
+    def distinct_links(items):
+        rows = [items[users == user] for user in range(500)]
+        return sevo.graphs.cooccurrence(rows, num_items=5000).nse
+
+    # Who follows whom repeats, whatever the shuffled numbers.
+    shuffled = np.random.default_rng(1).permutation(items)
+    assert distinct_links(items) < 0.9 * distinct_links(shuffled)
+    results = end_to_end.run(5000, tmp_path)
+    assert results["interactions"] == len(end_to_end.draw(1000, 5000)[0])
+    assert len(results["phases"]) == 12 and len(results["seconds a step"]) == 3
+    assert 0 <= results["validation"]["NDCG@10"] <= 1

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import documents
+import every
 import figure5
 import figure8
 import jobs
 import losses
 import numpy as np
 import paper
+import pending
 import pytest
 import sampling
 import smoothness
@@ -345,6 +347,18 @@ def test_runs_of_studies_go_by_what_they_change():
     assert f"sasrec-ml-1m-item-item+{genres}-share0.5-seed1.json" in named
     # No run is done under two names.
     assert len(set(runs.values())) == len(runs)
+
+
+def test_what_is_pending_is_measured(tiny_study, monkeypatch):
+    cell = every.cell("mf-bpr-ii", 4)
+    jobs.do([cell.job(0)], tiny_study / "work")
+    before = sorted((tiny_study / "work").rglob("*"))
+    measured = pending.measure(cell, tiny_study / "work")
+    assert sorted((tiny_study / "work").rglob("*")) == before
+    monkeypatch.setattr(pending, "PATH", tiny_study / "pending.json")
+    pending.PATH.write_text(json.dumps({"4": measured}))
+    _, (k, steps, *values) = pending.table()
+    assert (k, steps) == ("4", "3") and all(0 < float(value) < 1 for value in values)
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES - {"figure8"}))

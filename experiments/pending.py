@@ -1,0 +1,102 @@
+"""What is pending when a run ends: validation as it is, and with it propagated.
+
+    python experiments/every.py run --only sasrec-beauty --seeds 0
+    python experiments/pending.py run
+    python experiments/pending.py table
+
+Goes on from the last checkpoints of SASRec's runs on Beauty with propagation every k
+steps, for k - 1 steps more, so that all but the last step of a window is pending. Then
+validation NDCG@10 of the parameters as they are, and of those that propagating it at
+once would give. Writes ``results/pending.json``.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import every
+import jax
+import jax.numpy as jnp
+from paper import RESULTS, load
+from study import Cell
+from tables import markdown
+
+from sevo_jax import ScaleBySevoState, smoothing
+from sevo_jax._files import replace_text
+from sevo_jax.training import Trainer
+
+PATH = RESULTS / "pending.json"
+NAME = "item_embedding"
+
+
+def measure(cell: Cell, work: Path) -> dict[str, float]:
+    """NDCG@10 when k - 1 steps are pending, and when they no longer are."""
+    job = cell.job(0)
+    k = job.recipe.optimizer.every
+    trainer = Trainer(job.recipe, load(job.dataset))
+    with contextlib.ExitStack() as stack:
+        # A copy, as opening a run writes to it.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        shutil.copytree(work / job.full_name, folder)
+        run = trainer._open(stack, 0, folder, True, False, "")
+        epoch, state = run.progress.epoch, run.state
+    batches = jax.tree.map(lambda x: x[: k - 1], trainer.epochs(0)[epoch])
+    state, _ = trainer.train_epoch(state, batches, seed=0, epoch=epoch)
+    is_sevo = lambda x: isinstance(x, ScaleBySevoState)  # noqa: E731
+    states = filter(is_sevo, jax.tree.leaves(state.opt_state, is_leaf=is_sevo))
+    (pending,) = jax.tree.leaves(next(states).pending)
+    optimizer = job.recipe.optimizer
+    beta, hops = optimizer.beta, optimizer.num_layers
+    graph = trainer.smoothing[NAME]
+    own = (1 - beta) / (1 - beta ** (hops + 1)) * pending
+    beyond = smoothing.neumann(graph, pending, beta, hops) - own
+    if not jnp.any(beyond):
+        raise RuntimeError(f"nothing is pending after {k - 1} steps of a window of {k}")
+    params = jax.tree.map(
+        lambda x: (
+            x - optimizer.learning_rate * beyond if x.shape == beyond.shape else x
+        ),
+        state.params,
+    )
+    return {
+        "steps pending": k - 1,
+        **{
+            name: trainer.measure(trainer.model(each))["valid"]["NDCG@10"]
+            for name, each in (
+                ("as it is", state),
+                ("propagated", state._replace(params=params)),
+            )
+        },
+    }
+
+
+def table() -> list[list[str]]:
+    """Validation NDCG@10 by k."""
+    rows = [["k", "steps pending", "as it is", "propagated"]]
+    results: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
+    for k, each in results.items():
+        values = [f"{each[name]:.4f}" for name in ("as it is", "propagated")]
+        rows.append([k, f"{each['steps pending']}", *values])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        steps = [k for k in every.STEPS if k > 1]
+        results = {k: measure(every.cell("sasrec", k), arguments.work) for k in steps}
+        replace_text(PATH, json.dumps(results, indent=1) + "\n")
+    print(markdown(table()))
+
+
+if __name__ == "__main__":
+    main()
