@@ -12,14 +12,22 @@ from sevo_jax.graphs._bipartite import bipartite
 from sevo_jax.graphs._cooccurrence import cooccurrence
 from sevo_jax.graphs._directed import from_directed
 from sevo_jax.graphs._edges import from_edges
+from sevo_jax.graphs._parts import (
+    GraphParts,
+    cooccurrence_parts,
+    from_edges_parts,
+)
 from sevo_jax.graphs._sql import cooccurrence_sql, number_items_sql
 
 __all__ = [
+    "GraphParts",
     "bipartite",
     "cooccurrence",
+    "cooccurrence_parts",
     "cooccurrence_sql",
     "from_directed",
     "from_edges",
+    "from_edges_parts",
     "load",
     "number_items_sql",
     "save",

@@ -13,12 +13,14 @@ from jax.experimental.sparse import BCOO
 from sevo_jax import _messages, operators
 from sevo_jax._files import replacing
 
-_FORMAT = "sevo_jax.graph"
+# Formats are equally long.
+_FORMAT, PART = "sevo_jax.graph", "sevo_jax.parts"
 _VERSION = 1
 # Little-endian whatever the machine.
 _LABELS = {"format": f"<U{len(_FORMAT)}", "version": "<i8"}
 _ARRAYS = {"shape": "<i8", "indptr": "<i8", "indices": "<i4", "data": "<f4"}
 _DTYPES = {name: np.dtype(dtype) for name, dtype in (_LABELS | _ARRAYS).items()}
+_DTYPES_OF_PART = _DTYPES | {"degrees": np.dtype("<f8")}
 # Where a mapped array may begin; JAX's own alignment.
 _ALIGNMENT = 64
 
@@ -67,12 +69,27 @@ def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
             "load: save the adjacency that prepare was given"
         )
     matrix = operators.in_float32(operators.canonical(operators.as_csr(adjacency)))
-    contents: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
-    contents |= {name: getattr(matrix, name) for name in _ARRAYS}
-    with replacing(path) as temporary, open(temporary, "xb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, content in contents.items():
-                _write(file, archive, name, np.asarray(content, _DTYPES[name]))
+    arrays = {name: getattr(matrix, name) for name in _ARRAYS}
+    with replacing(path) as temporary:
+        write_archive(temporary, _FORMAT, arrays)
+
+
+def write_archive(path: Path, kind: str, arrays: dict[str, Any]) -> str:
+    """Writes a new file of arrays, in one of the formats of this package.
+
+    Returns:
+      The checksums of its arrays, as :func:`checksums`.
+    """
+    contents = {"format": kind, "version": _VERSION} | arrays
+    with open(path, "xb") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in contents.items():
+            _write(file, archive, name, np.asarray(content, _DTYPES_OF_PART[name]))
+        return checksums(archive)
+
+
+def checksums(archive: zipfile.ZipFile) -> str:
+    """The checksum of each array of an archive, which tell it from others."""
+    return " ".join(f"{info.CRC:08x}" for info in archive.infolist())
 
 
 def _write(
@@ -141,41 +158,52 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
     names = archive.namelist()
     if not {f"{name}.npy" for name in _LABELS} <= set(names):
         raise ValueError(f"not written by save(): it holds {_messages.listed(names)}")
-    if _map(file, archive, "format").tolist() != _FORMAT:
-        raise ValueError("not written by save(), by its format")
-    version = _map(file, archive, "version").tolist()
+    if (found := read_array(file, archive, "format").tolist()) != _FORMAT:
+        hint = ": it is one part of a graph, load its folder" * (found == PART)
+        raise ValueError(f"not written by save(), by its format{hint}")
+    version = read_array(file, archive, "version").tolist()
     if version != _VERSION:
         raise ValueError(
             f"its format has version {version}, but this release reads {_VERSION}: "
             "upgrade sevo_jax, or save the graph again"
         )
-    shape, indptr, indices, data = (_map(file, archive, name) for name in _ARRAYS)
+    return read_rows(file, archive, square=True)
+
+
+def read_rows(
+    file: BinaryIO, archive: zipfile.ZipFile, *, square: bool = False
+) -> scipy.sparse.csr_array:
+    """The matrix of an open archive, checked; its entries are mapped."""
+    shape, indptr, indices, data = (read_array(file, archive, name) for name in _ARRAYS)
     sides = shape.tolist()
     # SciPy's own check lets some broken row pointers pass, and its compiled code
     # then writes out of bounds.
     sound = (
         shape.shape == (2,)
-        and sides[0] == sides[1] >= 0
+        and min(sides) >= 0
+        and (sides[0] == sides[1] or not square)
         and indptr.shape == (sides[0] + 1,)
         and indptr[0] == 0
         and (np.diff(indptr) >= 0).all()
         and indices.shape == data.shape == (indptr[-1],)
-        and (indices.size == 0 or 0 <= indices.min() <= indices.max() < sides[0])
+        and (indices.size == 0 or 0 <= indices.min() <= indices.max() < sides[1])
     )
     if not sound:
-        raise ValueError("its arrays do not describe the rows of a square matrix")
+        raise ValueError(
+            f"its arrays do not describe the rows of a {'square ' * square}matrix"
+        )
     # SciPy has one type for both kinds of indices, and would copy the others.
     if indptr[-1] <= np.iinfo(np.int32).max:
         indptr = indptr.astype(np.int32)
     return scipy.sparse.csr_array((data, indices, indptr), shape=tuple(sides))
 
 
-def _map(file: BinaryIO, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def read_array(file: BinaryIO, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """One array of the archive in ``file``, checked and mapped.
 
     None is unpacked, so that a file takes no more memory than its own size.
     """
-    dtype = _DTYPES[name]
+    dtype = _DTYPES_OF_PART[name]
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)

@@ -1,9 +1,7 @@
 """The item graph estimated from interactions: Algorithm 4 of the paper, section 4."""
 
 import contextlib
-import functools
 import itertools
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -125,56 +123,83 @@ def cooccurrence(
        [0.  0.5 1.  0. ]]
 
     See also:
-      :func:`sevo_jax.graphs.shared_attributes` for prior knowledge,
+      :func:`sevo_jax.graphs.cooccurrence_parts` for a graph that is larger than the
+      memory, :func:`sevo_jax.graphs.shared_attributes` for prior knowledge,
       :func:`sevo_jax.graphs.bipartite` for users and items together.
     """
     num_items, item_offset, num_nodes = _checks.item_nodes(
         num_items, item_offset, num_nodes
     )
+    related = related_pairs(
+        sequences, num_items, item_offset, max_len, keep, max_hop, weighting
+    )
+    # One a divisor: counts are exact, and a weight is rounded once, not once a pair.
+    counted: dict[int, PairCounts] = {}
+    for divisor, one, two in related:
+        if divisor not in counted:
+            counted[divisor] = PairCounts(num_nodes, num_nodes)
+        if not directed:
+            # Half of the entries do to count: the others are their mirror images.
+            one, two = np.minimum(one, two), np.maximum(one, two)
+        counted[divisor].add(one, two)
+    pairs = weighted_sum(
+        # Each is let go of as soon as it is added.
+        ((divisor, counted.pop(divisor).counts()) for divisor in sorted(counted)),
+        (num_nodes, num_nodes),
+    )
+    # A self-loop is its own mirror image: the sum doubles it, as Algorithm 4 does.
+    return operators.bcoo_from_scipy(pairs if directed else pairs + pairs.T)
+
+
+def related_pairs(
+    sequences: Ragged | Iterable[Any],
+    num_items: int,
+    item_offset: int,
+    max_len: int | None,
+    keep: str,
+    max_hop: int,
+    weighting: str,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The nodes of related items, the earlier first, and by what to divide their count.
+
+    The options are those of :func:`cooccurrence`, which are checked at once; sequences
+    are checked as they are read.
+    """
     max_hop = _checks.count("max_hop", max_hop, 1)
     if max_len is not None:
         max_len = _checks.count("max_len", max_len, 1)
     _checks.choice("keep", keep, ("last", "first"))
     _checks.choice("weighting", weighting, ("distance", "frequency"))
 
-    # One a hop: counts are exact, and a weight is rounded once a hop, not once a pair.
-    pairs_of_weight: dict[int, PairCounts] = {}
-    for values, offsets in _blocks(sequences, num_items):
-        values, rows = _truncate(values, offsets, max_len, keep)
-        nodes = values.astype(np.int32) + np.int32(item_offset)
-        for hop in range(1, max_hop + 1):
-            same_row = rows[hop:] == rows[:-hop]
-            if not same_row.any():
-                break
-            divisor = hop if weighting == "distance" else 1
-            if divisor not in pairs_of_weight:
-                pairs_of_weight[divisor] = PairCounts(num_nodes)
-            one, two = nodes[:-hop][same_row], nodes[hop:][same_row]
-            if not directed:
-                # Half of the entries do to count: the others are their mirror images.
-                one, two = np.minimum(one, two), np.maximum(one, two)
-            pairs_of_weight[divisor].add(one, two)
-    counted = _weighted_sum(pairs_of_weight, num_nodes)
-    # A self-loop is its own mirror image: the sum doubles it, as Algorithm 4 does.
-    return operators.bcoo_from_scipy(counted if directed else counted + counted.T)
+    def pairs() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for values, offsets in _blocks(sequences, num_items):
+            values, rows = _truncate(values, offsets, max_len, keep)
+            nodes = values.astype(np.int32) + np.int32(item_offset)
+            for hop in range(1, max_hop + 1):
+                same_row = rows[hop:] == rows[:-hop]
+                if not same_row.any():
+                    break
+                divisor = hop if weighting == "distance" else 1
+                yield divisor, nodes[:-hop][same_row], nodes[hop:][same_row]
+
+    return pairs()
 
 
-def _weighted_sum(
-    pairs_of_weight: dict[int, PairCounts], num_nodes: int
+def weighted_sum(
+    counts_by_divisor: Iterable[tuple[int, scipy.sparse.csr_array]],
+    shape: tuple[int, int],
 ) -> scipy.sparse.csr_array:
-    """The sum of all counts, each divided by its key, in float32; empties the dict."""
+    """The sum of counts, each divided by its divisor, in float32.
 
-    def weighted() -> Iterator[Any]:
-        while pairs_of_weight:
-            # The smallest first, as float64 sums depend on the order.
-            divisor = min(pairs_of_weight)
-            counts = pairs_of_weight.pop(divisor).counts()
-            counts.data /= divisor
-            yield counts
-
-    if not pairs_of_weight:
-        return scipy.sparse.csr_array((num_nodes, num_nodes), dtype=np.float32)
-    return functools.reduce(operator.add, weighted()).astype(np.float32)
+    Divisors ascend, as float64 sums depend on the order. Counts are written to.
+    """
+    total: Any = None
+    for divisor, counts in counts_by_divisor:
+        counts.data /= divisor
+        total = counts if total is None else total + counts
+    if total is None:
+        return scipy.sparse.csr_array(shape, dtype=np.float32)
+    return total.astype(np.float32)
 
 
 def _blocks(

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,8 @@ def from_edges(
        [0.5 0.  0. ]]
 
     See also:
-      :func:`sevo_jax.graphs.cooccurrence_sql`, which makes such a table.
+      :func:`sevo_jax.graphs.cooccurrence_sql`, which makes such a table;
+      :func:`sevo_jax.graphs.from_edges_parts` for larger ones.
     """
     num_items, item_offset, num_nodes = _checks.item_nodes(
         num_items, item_offset, num_nodes
@@ -79,8 +81,9 @@ def from_edges(
     total = sum(count for _, count in files)
     if 2 * total > _MOST:
         raise ValueError(
-            f"{path} has {total:,} edges, more than one graph holds: make it sparser, "
-            "by fewer hops, a shorter max_len or a least weight"
+            f"{path} has {total:,} edges, more than one graph holds: build it in "
+            "parts, from_edges_parts, or make it sparser, by fewer hops, a shorter "
+            "max_len or a least weight"
         )
     rows, columns = np.empty(total, np.int32), np.empty(total, np.int32)
     weights = np.empty(total, np.float32)
@@ -99,13 +102,26 @@ def from_edges(
         scipy.sparse.coo_array((weights, (rows, columns)), shape=(num_nodes, num_nodes))
     )
     if upper.nnz < total:
-        one, two = _repeated(rows, columns) - item_offset
-        raise ValueError(
-            f"{path}: the pair of the items {one} and {two} is there twice: group the "
-            "table by i and j, and sum up the weights"
-        )
+        raise repeated_error(path, *(_repeated(rows, columns) - item_offset))
     del rows, columns, weights
     return operators.bcoo_from_scipy(upper + upper.T)
+
+
+def read_edges(
+    path: str | os.PathLike[str], num_items: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Both items and the weights of some rows at a time, checked; schemas at once."""
+    files = _files(path)
+    for file in files:
+        _num_edges(file)
+    return itertools.chain.from_iterable(_batches(file, num_items) for file in files)
+
+
+def repeated_error(path: str | os.PathLike[str], one: int, two: int) -> ValueError:
+    return ValueError(
+        f"{path}: the pair of the items {one} and {two} is there twice: group the "
+        "table by i and j, and sum up the weights"
+    )
 
 
 def _repeated(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ _ELSEWHERE = {
     "list": "numpy.array(graph) of the whole matrix",
     "pathlib": "sevo_jax.graphs.load(path)",
     "str": "sevo_jax.graphs.load(path)",
+    "GraphParts": "sevo_jax.shard_rows(parts, sharding), the way of graphs in parts",
 }
 _EDGES = "scipy.sparse.coo_array((weights, (rows, columns)), shape=(n, n)) of its edges"
 
@@ -252,7 +253,18 @@ def check_size(csr: Any) -> None:
     if max(csr.nnz, csr.shape[0]) > _MOST:
         raise ValueError(
             f"the graph has {csr.nnz} entries and {csr.shape[0]} nodes; indices are "
-            f"int32, so both must be at most {_MOST}: split the graph"
+            f"int32, so both must be at most {_MOST}: build it in parts, "
+            "sevo_jax.graphs.cooccurrence_parts or from_edges_parts, which shard_rows "
+            "splits over devices"
+        )
+
+
+def check_linked(num_entries: int, num_nodes: int) -> None:
+    """Refuses a graph without an edge."""
+    if num_entries == 0:
+        raise ValueError(
+            f"the graph of {num_nodes} nodes has no edges: smoothing over it would "
+            "only shrink every update; leave the table out of `graphs` instead"
         )
 
 
@@ -261,11 +273,7 @@ def _check_weights(csr: Any) -> None:
         row = int(np.searchsorted(csr.indptr, position, side="right")) - 1
         return f"({row}, {csr.indices[position]}) = {csr.data[position]}"
 
-    if csr.nnz == 0:
-        raise ValueError(
-            f"the graph of {csr.shape[0]} nodes has no edges: smoothing over it would "
-            "only shrink every update; leave the table out of `graphs` instead"
-        )
+    check_linked(csr.nnz, csr.shape[0])
     if (wrong := np.flatnonzero(~np.isfinite(csr.data))).size:
         raise ValueError(
             f"adjacency entry {entry(wrong[0])} is not finite "
@@ -400,7 +408,8 @@ def prepare(
     check_size(csr)
     rows = rows_of(csr)
     if normalize:
-        weights = _normalized(csr, rows)
+        scale = inverse_roots(degrees_of(csr))
+        weights = scaled(csr, rows, scale, scale)
     else:
         _check_spectral_radius(csr.astype(np.float64))
         weights = csr.data
@@ -437,19 +446,31 @@ def csr_operator(weights: Any, columns: Any, row_starts: Any, rows: Any) -> CSRO
     )
 
 
-def _normalized(csr: Any, rows: np.ndarray) -> np.ndarray:
-    """The entries divided by the square roots of the degrees, computed in float64."""
+def degrees_of(csr: Any) -> np.ndarray:
+    """The sum of each row, in float64."""
     degrees = np.zeros(csr.shape[0])
     linked = np.flatnonzero(np.diff(csr.indptr))
     degrees[linked] = np.add.reduceat(
         csr.data, csr.indptr[linked].astype(np.intp), dtype=np.float64
     )
+    return degrees
+
+
+def inverse_roots(degrees: np.ndarray) -> np.ndarray:
+    """1 / sqrt(degree), and 0 where the degree is 0."""
     scale = np.zeros_like(degrees)
     np.divide(1.0, np.sqrt(degrees), out=scale, where=degrees > 0)
+    return scale
+
+
+def scaled(
+    csr: Any, rows: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """The entries times the scales of their row and column, computed in float64."""
     weights = np.empty(csr.nnz, jnp.result_type(float))
     for begin in range(0, csr.nnz, _BLOCK):
         part = slice(begin, begin + _BLOCK)
         # The product of the two scales first: exactly symmetric after rounding.
-        scales = scale[rows[part]] * scale[csr.indices[part]]
+        scales = left[rows[part]] * right[csr.indices[part]]
         weights[part] = csr.data[part] * scales
     return weights

@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sevo_jax.operators import _kernels
-from sevo_jax.operators._adjacency import AdjacencyLike, as_csr, prepare, rows_of
+from sevo_jax.operators._adjacency import AdjacencyLike, prepare
+from sevo_jax.operators._blocks import RowParts, split_rows
 from sevo_jax.operators._operator import GraphOperator
 
 
@@ -125,7 +126,7 @@ def _block_product(graph: ShardedGraphOperator, x: jax.Array) -> jax.Array:
 
 
 def shard_rows(
-    adjacency: AdjacencyLike, sharding: NamedSharding
+    adjacency: AdjacencyLike | RowParts, sharding: NamedSharding
 ) -> ShardedGraphOperator:
     r"""Splits the operator :math:`\tilde A` for tables that are split by their rows.
 
@@ -136,7 +137,9 @@ def shard_rows(
     only, a table needs no exchange and no call of this function.
 
     Args:
-      adjacency: the graph, as :func:`prepare` takes it, or the operator it returned.
+      adjacency: the graph, as :func:`prepare` takes it, or the operator it returned;
+        or a graph on the disk (:class:`sevo_jax.graphs.GraphParts`), of which each
+        process then reads the rows of its own devices alone, a block at a time.
       sharding: of the tables ``[n, d]`` that will be smoothed, for example
         ``NamedSharding(mesh, PartitionSpec("rows"))``; the width may be split too, by
         another axis. For a table stored as ``[d, n]``, that of its transpose. Tables
@@ -144,12 +147,13 @@ def shard_rows(
 
     Returns:
       The operator. Pass it through :func:`jax.jit` as an argument, as one that spans
-      several processes must be.
+      several processes must be; all of them have to call this function.
 
     Raises:
       TypeError: if ``sharding`` is no ``NamedSharding``, or ``adjacency`` is no graph
         or is split already.
-      ValueError: if ``sharding`` does not split the rows, or as :func:`prepare`.
+      ValueError: if ``sharding`` does not split the rows, a device would hold more
+        entries than int32 counts, or as :func:`prepare`.
 
     Examples:
       >>> import jax, scipy.sparse
@@ -183,62 +187,12 @@ def shard_rows(
         )
     if isinstance(adjacency, ShardedGraphOperator):
         raise TypeError(f"{adjacency} is split already: give the graph it was made of")
-    graph = prepare(adjacency)
+    graph = adjacency if isinstance(adjacency, RowParts) else prepare(adjacency)
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
     by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
-
-    def place(array: np.ndarray) -> jax.Array:
-        # Unlike device_put, this also makes arrays that span processes.
-        return jax.make_array_from_callback(array.shape, by_block, array.__getitem__)
-
-    blocks = _split(graph, num_blocks)
     return ShardedGraphOperator(
-        **{name: place(array) for name, array in blocks.items()},
+        **split_rows(graph, by_block, num_blocks),
         num_nodes=graph.num_nodes,
         sharding=sharding,
     )
-
-
-def _split(graph: GraphOperator, num_blocks: int) -> dict[str, np.ndarray]:
-    """The arrays of a :class:`ShardedGraphOperator`, on the host."""
-    size = -(-graph.num_nodes // num_blocks)
-    csr = as_csr(graph)
-    weights, rows, columns = csr.data, rows_of(csr), csr.indices.astype(np.int64)
-    block, source = rows // size, columns // size
-
-    # Every row of the table that a block receives, by block, then source, then row.
-    crossing = block != source
-    received, nth = np.unique(
-        block[crossing] * np.int64(num_blocks * size) + columns[crossing],
-        return_inverse=True,
-    )
-    target, row = np.divmod(received, num_blocks * size)
-    pair = target * num_blocks + row // size
-    counts = np.bincount(pair, minlength=num_blocks**2)
-    place = np.arange(len(pair)) - (np.cumsum(counts) - counts)[pair]
-    sends = np.zeros((num_blocks, num_blocks, counts.max()), np.int32)
-    sends[row // size, target, place] = row % size
-
-    columns = columns - block * np.int64(size)
-    columns[crossing] = (size + row // size * sends.shape[2] + place)[nth]
-    order = np.lexsort((columns, rows))
-    entries = np.bincount(block, minlength=num_blocks)
-    entry = np.arange(len(rows)) - (np.cumsum(entries) - entries)[block]
-
-    def split(values: np.ndarray, fill: int) -> np.ndarray:
-        filled = np.full((num_blocks, entries.max()), fill, values.dtype)
-        filled[block, entry] = values
-        return filled
-
-    degrees = np.bincount(rows, minlength=num_blocks * size).reshape(num_blocks, size)
-    row_starts = np.zeros((num_blocks, size + 1), np.int32)
-    np.cumsum(degrees, axis=1, out=row_starts[:, 1:])
-    return {
-        "weights": split(weights[order], 0),
-        "columns": split(columns[order].astype(np.int32), 0),
-        "row_starts": row_starts,
-        # Out of range: what fills up a block is dropped, not added to a row.
-        "rows": split((rows % size).astype(np.int32), size),
-        "sends": sends,
-    }
