@@ -11,7 +11,7 @@ import tyro
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import graphs, operators
-from sevo_jax.cli import _engine
+from sevo_jax.cli import _engine, _streamed
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._runs import preset
@@ -38,6 +38,7 @@ class Graph:
       sevo-jax graph --data ml-1m.txt --kind attributes --attributes genres.json
       sevo-jax graph --load items.npz --item-offset 0
       sevo-jax graph --engine duckdb --data 'log/*.parquet' --output items.npz
+      sevo-jax graph --stream --data log.parquet --parts 64 --output items
     """
 
     recipe: Annotated[str, option("Recipe whose graph to start from.", "NAME")]
@@ -49,6 +50,25 @@ class Graph:
             "s3://bucket/log/*.parquet. Needs sevo-jax[engines].",
             "duckdb",
             "in memory",
+        ),
+    ] = None
+    stream: Annotated[
+        bool,
+        option(
+            "Read the log, a Parquet file or a folder of them, twice and a million "
+            "rows at a time, so that it need not fit in the memory. It must be sorted "
+            "by user and then by time (--engine takes any order); the graph is the "
+            "same. Not with --k-core, which needs the whole log."
+        ),
+    ] = False
+    parts: Annotated[
+        int | None,
+        option(
+            "Build the graph on disk in N parts of some rows each, in the new folder "
+            "of --output, for sevo_jax.graphs.GraphParts: one that is larger than the "
+            "memory, or of more than 2^31 entries. Of kind item-item alone.",
+            "N",
+            "one graph, in memory",
         ),
     ] = None
     load: Annotated[
@@ -89,6 +109,9 @@ def graph(args: Sequence[str]) -> None:
             f"--kind is {options.graph.kind}, an operator that train and compare make "
             "of two graphs: build each of them by itself"
         )
+    if options.parts is not None:
+        print(_build_parts(options, options.parts))
+        return
     adjacency, title, names = _obtain(options)
     matrix = operators.to_scipy(adjacency)
     print(title)
@@ -98,15 +121,61 @@ def graph(args: Sequence[str]) -> None:
         graphs.save(options.output, adjacency)
 
 
+def _build_parts(options: Graph, num_parts: int) -> str:
+    """Builds the graph in its folder; returns what it is."""
+    if options.engine is not None or options.load is not None:
+        raise ValueError("--parts is not for --engine or --load: leave out one of them")
+    if options.output is None:
+        raise ValueError("--parts needs a new folder for the parts: add --output")
+    if options.graph.kind != "item-item":
+        raise ValueError(
+            f"--kind is {options.graph.kind}, but --parts builds item-item alone"
+        )
+    if options.stream:
+        sequences, items = _streamed.training_sequences(options.data, options.graph)
+        num_items = len(items)
+    else:
+        split = leave_one_out(options.data.load())
+        sequences, num_items = split.train, split.num_items
+    parts = graphs.cooccurrence_parts(
+        options.output,
+        sequences,
+        num_items,
+        num_parts=num_parts,
+        item_offset=options.item_offset,
+        **_cooccurrence_options(options.graph),
+    )
+    return f"{options.output}: {parts}"
+
+
+def _cooccurrence_options(config: GraphConfig) -> dict[str, Any]:
+    names = ("max_len", "keep", "max_hop", "weighting")
+    return {name: getattr(config, name) for name in names}
+
+
 def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
     """The graph, what to call it, and the name of each node."""
     if options.engine is not None:
+        if options.stream:
+            raise ValueError("--engine reads the log and so does --stream: give one")
         if options.load is not None:
             raise ValueError("--engine builds a graph and --load reads one: give one")
         offset = options.item_offset
         adjacency, items = _engine.build(options.data, options.graph, offset)
         title = f"item-item graph of {options.data.data}"
         return adjacency, title, ["-"] * offset + items
+    if options.stream:
+        if options.load is not None:
+            raise ValueError("--stream builds a graph and --load reads one: give one")
+        sequences, items = _streamed.training_sequences(options.data, options.graph)
+        adjacency = graphs.cooccurrence(
+            sequences,
+            len(items),
+            item_offset=options.item_offset,
+            **_cooccurrence_options(options.graph),
+        )
+        title = f"item-item graph of {options.data.data}"
+        return adjacency, title, ["-"] * options.item_offset + items
     log = None
     if options.load is None or options.data != DataOptions():
         log = options.data.load()

@@ -8,7 +8,7 @@ from sevo_jax.data.log_statistics import Statistics, statistics
 from sevo_jax.data.readers import read
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut, leave_one_out
-from sevo_jax.data.streaming import stream
+from sevo_jax.data.streaming import read_item_ids, stream
 from sevo_jax.data.synthetic import planted
 from sevo_jax.data.writers import write
 
@@ -23,6 +23,7 @@ __all__ = [
     "planted",
     "read",
     "read_attributes",
+    "read_item_ids",
     "statistics",
     "stream",
     "write",

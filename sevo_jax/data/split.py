@@ -59,10 +59,19 @@ def leave_one_out(log: InteractionLog) -> LeaveOneOut:
       ([0, 1, 2], [3], [4])
     """
     sequences = log.sequences
-    held_out = sequences.lengths >= _FEWEST_FOR_HOLDOUT
+    held_out = _is_held_out(sequences)
     ends = sequences.offsets[1:][held_out]
     valid = np.full(log.num_users, -1, np.int32)
     test = valid.copy()
     valid[held_out] = sequences.values[ends - 2]
     test[held_out] = sequences.values[ends - 1]
     return LeaveOneOut(sequences.drop_last(2 * held_out), valid, test, log)
+
+
+def training_part(sequences: Sequences) -> Sequences:
+    """What `leave_one_out` trains on, of some users' whole sequences."""
+    return sequences.drop_last(2 * _is_held_out(sequences))
+
+
+def _is_held_out(sequences: Sequences) -> np.ndarray:
+    return sequences.lengths >= _FEWEST_FOR_HOLDOUT

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sevo_jax._messages import named
+from sevo_jax.data import ids
 from sevo_jax.data.formats.arrow import is_text
 from sevo_jax.data.formats.columns import Positions, find
 from sevo_jax.data.formats.tables import damaged, open_parquet, parts
@@ -25,12 +26,13 @@ def stream(
     user: str | int | None = None,
     item: str | int | None = None,
     timestamp: str | int | None = None,
+    item_ids: np.ndarray | None = None,
 ) -> Iterator[Sequences]:
     """Reads the sequences of sorted Parquet files, some million rows at a time.
 
     The table has one row an interaction, sorted by user and then by time, and items
-    that are numbered from 0 already. What is wrong in the file's schema is said at
-    once, what is wrong in a row when the reading gets there.
+    that are numbered from 0 already, or by `item_ids`. What is wrong in the file's
+    schema is said at once, what is wrong in a row when the reading gets there.
 
     Args:
       path: a file, or a folder of them, whose rows go on from one to the next in the
@@ -41,6 +43,8 @@ def stream(
       item: likewise for the items, integers in `0..num_items-1`.
       timestamp: likewise for the timestamps, numbers or dates, by which the order is
         checked. Without such a column the order of the file is taken as that of time.
+      item_ids: the ids of all items in the order of their numbers, `[num_items]`, as
+        `read_item_ids` finds them; the column of items holds ids then.
 
     Returns:
       An iterator over chunks, one row a user; a user is never divided between two.
@@ -67,13 +71,69 @@ def stream(
     """
     if num_items < 1:
         raise ValueError(f"num_items must be at least 1, not {num_items}")
+    files, columns = _described(path, user, item, timestamp, item_ids is not None)
+    return _chunks(files, columns, num_items, item_ids)
+
+
+def read_item_ids(
+    path: str | os.PathLike,
+    *,
+    user: str | int | None = None,
+    item: str | int | None = None,
+    timestamp: str | int | None = None,
+) -> np.ndarray:
+    """Finds the items of Parquet files, some million rows at a time.
+
+    Args:
+      path, user, item, timestamp: as in `stream`; items are integers or text.
+
+    Returns:
+      Their ids, in the order in which `sevo_jax.data.read` numbers them: int64, or
+      objects of type str.
+
+    Raises:
+      FileNotFoundError: as `stream`.
+      ValueError: as `stream`, for the schema and for items that are missing.
+
+    Example:
+      >>> import pathlib, pyarrow, pyarrow.parquet, tempfile
+      >>> from sevo_jax.data import read_item_ids, stream
+      >>> table = pyarrow.table({"user": [3, 3, 8], "item": ["tea", "cup", "tea"]})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "tiny.parquet")
+      ...     pyarrow.parquet.write_table(table, path)
+      ...     item_ids = read_item_ids(path)
+      ...     chunks = list(stream(path, len(item_ids), item_ids=item_ids))
+      >>> item_ids.tolist(), [row.tolist() for chunk in chunks for row in chunk]
+      (['cup', 'tea'], [[1, 0], [1]])
+    """
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute
+    files, columns = _described(path, user, item, timestamp, True)
+    found: set[Any] = set()
+    for file, row, batch in _batches(files, [columns["item"]]):
+        array = _complete(file, columns["item"], batch.column(0), row)
+        found.update(compute.unique(array).to_pylist())
+    entries = list(found)
+    return ids.in_order(entries, np.arange(len(entries)), "item").ids
+
+
+def _described(
+    path: str | os.PathLike,
+    user: str | int | None,
+    item: str | int | None,
+    timestamp: str | int | None,
+    has_ids: bool,
+) -> tuple[list[Path], dict[str, str]]:
+    """The files, and the names of their columns, which are checked."""
     given = {"user": user, "item": item, "timestamp": timestamp}
     given = {title: column for title, column in given.items() if column is not None}
     files = parts(path)
     fields, num_rows = [], 0
     for file in files:
         with open_parquet(f"{file}", file) as opened:
-            fields.append(_fields(file, opened.schema_arrow, given))
+            fields.append(_fields(file, opened.schema_arrow, given, has_ids))
             num_rows += opened.metadata.num_rows
         if fields[-1] != fields[0]:
             raise ValueError(
@@ -82,12 +142,12 @@ def stream(
             )
     if not num_rows:
         raise ValueError(f"{path}: the table has no rows")
-    return _chunks(
-        files, {title: field.name for title, field in fields[0].items()}, num_items
-    )
+    return files, {title: field.name for title, field in fields[0].items()}
 
 
-def _fields(path: Path, schema: Any, given: Mapping[str, str | int]) -> dict[str, Any]:
+def _fields(
+    path: Path, schema: Any, given: Mapping[str, str | int], has_ids: bool
+) -> dict[str, Any]:
     """The columns of users, items and perhaps times."""
     positions = find(f"{path}", schema.names, given)
     fields = {
@@ -96,11 +156,11 @@ def _fields(path: Path, schema: Any, given: Mapping[str, str | int]) -> dict[str
         if position is not None
     }
     for title, field in fields.items():
-        _check_type(path, title, field)
+        _check_type(path, title, field, has_ids)
     return fields
 
 
-def _check_type(path: Path, title: str, field: Any) -> None:
+def _check_type(path: Path, title: str, field: Any, has_ids: bool) -> None:
     from pyarrow import types
 
     kind = field.type
@@ -110,7 +170,10 @@ def _check_type(path: Path, title: str, field: Any) -> None:
     is_time = is_integer or types.is_floating(kind) or types.is_temporal(kind)
     fits, wanted = {
         "user": (is_integer or is_text(kind), "integers or text"),
-        "item": (is_integer, "integers from 0"),
+        "item": (
+            is_integer or (has_ids and is_text(kind)),
+            "integers or text" if has_ids else "integers from 0",
+        ),
         "timestamp": (is_time, "numbers or dates"),
     }[title]
     if not fits:
@@ -121,7 +184,10 @@ def _check_type(path: Path, title: str, field: Any) -> None:
 
 
 def _chunks(
-    files: list[Path], columns: dict[str, str], num_items: int
+    files: list[Path],
+    columns: dict[str, str],
+    num_items: int,
+    item_ids: np.ndarray | None,
 ) -> Iterator[Sequences]:
     """Cuts the rows into users, and keeps back the last one, which may go on."""
     before = None
@@ -131,7 +197,7 @@ def _chunks(
             title: _complete(path, name, batch.column(name), row)
             for title, name in columns.items()
         }
-        items = _items(path, arrays["item"], row, num_items)
+        items = _items(path, arrays["item"], row, num_items, item_ids)
         starts = _starts(path, arrays, before, row)
         if starts.size:
             values = np.concatenate([*kept, items[: starts[-1]]])
@@ -185,7 +251,11 @@ def _complete(path: Path, name: str, array: Any, row: int) -> Any:
     return array
 
 
-def _items(path: Path, array: Any, row: int, num_items: int) -> np.ndarray:
+def _items(
+    path: Path, array: Any, row: int, num_items: int, item_ids: np.ndarray | None
+) -> np.ndarray:
+    if item_ids is not None:
+        return _numbers(path, array, row, item_ids)
     items = array.to_numpy()
     if items.min() < 0 or items.max() >= num_items:
         at = int(np.argmax((items < 0) | (items >= num_items)))
@@ -194,6 +264,21 @@ def _items(path: Path, array: Any, row: int, num_items: int) -> np.ndarray:
             f"0..{num_items - 1} (num_items={num_items}): number the items from 0"
         )
     return items.astype(np.int32)
+
+
+def _numbers(path: Path, array: Any, row: int, item_ids: np.ndarray) -> np.ndarray:
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute
+    known = pyarrow.array(item_ids).cast(array.type)
+    numbers = compute.index_in(array, value_set=known)
+    if numbers.null_count:
+        at = numbers.is_null().index(True).as_py()
+        raise ValueError(
+            f"{path}: row {row + at} holds item {named(array[at].as_py())}, which is "
+            f"not among the {len(item_ids)} of item_ids: find them in the same files"
+        )
+    return numbers.to_numpy().astype(np.int32)
 
 
 def _starts(

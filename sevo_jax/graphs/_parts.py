@@ -126,7 +126,7 @@ class GraphParts:
                 f"rows {begin} to {end} are not among the {self._num_nodes} of the "
                 f"graph {self._folder}"
             )
-        found = []
+        found: list[Any] = []
         starts = [*(part.begin for part in self._parts), self._num_nodes]
         for part, (first, last) in zip(self._parts, itertools.pairwise(starts)):
             low, high = max(begin, first), min(end, last)
@@ -137,7 +137,8 @@ class GraphParts:
                 found.append(matrix[low - first : high - first])
         if not found:
             return scipy.sparse.csr_array((0, self._num_nodes), dtype=np.float32)
-        return found[0] if len(found) == 1 else scipy.sparse.vstack(found, "csr")
+        whole: Any = found[0] if len(found) == 1 else scipy.sparse.vstack(found, "csr")
+        return whole
 
     def _read(
         self, part: _Part, read: Callable[[BinaryIO, zipfile.ZipFile], Any]

@@ -7,6 +7,7 @@ parts is nowhere whole.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,7 +70,9 @@ def split_rows(
         return _Block.of(read(begin, min(begin + size, graph.num_nodes)), number, size)
 
     # All blocks are filled up to the largest, wherever that is.
-    largest = _largest(lambda number: block(number).extent, by_block, num_blocks)
+    # Several devices may hold the same one, which is read once.
+    extent = functools.cache(lambda number: block(number).extent)
+    largest = _largest(extent, by_block, num_blocks)
     num_entries, width = largest
     if max(num_entries, size + num_blocks * width) > _MOST:
         raise ValueError(
@@ -117,14 +120,13 @@ def _largest(
     extent: Callable[[int], tuple[int, int]], by_block: NamedSharding, num_blocks: int
 ) -> list[int]:
     """The largest of the numbers of all blocks, each counted by who will hold it."""
-    counted = jax.make_array_from_callback(
-        (num_blocks, 2),
-        by_block,
+
+    def count(place: Any) -> np.ndarray:
         # Those that are too large anyway stay so, in int32.
-        lambda place: np.minimum([extent(place[0].start or 0)], 2**31 - 1).astype(
-            np.int32
-        ),
-    )
+        found = np.minimum([extent(place[0].start or 0)], 2**31 - 1)
+        return found.astype(np.int32)
+
+    counted = jax.make_array_from_callback((num_blocks, 2), by_block, count)
     everywhere = NamedSharding(by_block.mesh, PartitionSpec())
     largest = jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=everywhere)(counted)
     return np.asarray(largest).tolist()
