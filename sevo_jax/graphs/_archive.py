@@ -142,6 +142,11 @@ def load(
     Examples:
       See :func:`save`.
     """
+    if os.path.isdir(path):
+        raise ValueError(
+            f"cannot load the graph {path}: it is a folder; a graph in parts is opened "
+            "by sevo_jax.graphs.GraphParts, for sevo_jax.shard_rows"
+        )
     with open(path, "rb") as file:
         try:
             matrix = _read(file)

@@ -196,6 +196,8 @@ def test_what_consumes_whole_graphs_names_the_way(parts, tmp_path):
             use(parts)
     with pytest.raises(ValueError, match="one part of a graph, load its folder"):
         graphs.load(tmp_path / "items" / "part-00001.npz")
+    with pytest.raises(ValueError, match="it is a folder; .*GraphParts, for sevo_jax"):
+        graphs.load(tmp_path / "items")
 
 
 def test_no_edges(tmp_path):
