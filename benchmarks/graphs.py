@@ -30,8 +30,11 @@ NUM_ITEMS = 1_000_000
 DRAWN, USERS, ROW_GROUP = 1_000_000, 50_000, 750_000
 
 
-def generate(path: Path, millions: int) -> None:
-    """Writes users of 20 interactions on average, with items as popular as by Zipf."""
+def generate(path: Path, millions: int, first: int = 0) -> None:
+    """Writes users of 20 interactions on average, with items as popular as by Zipf.
+
+    Of a log of many millions those from `first` up to `millions`.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -44,7 +47,7 @@ def generate(path: Path, millions: int) -> None:
         }
     )
     with parquet.ParquetWriter(path, schema) as writer:
-        for part in range(millions):
+        for part in range(first, millions):
             rng = np.random.default_rng([1, part])
             share = rng.lognormal(size=USERS)
             lengths = 1 + rng.multinomial(DRAWN - USERS, share / share.sum())

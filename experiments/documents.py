@@ -40,6 +40,7 @@ DOCUMENTS = [
         "experiments/README.md",
         "docs/large.md",
         "docs/speed.md",
+        "docs/warehouse.md",
         "docs/when-it-helps.md",
     )
 ]
