@@ -163,3 +163,20 @@ def billion() -> str:
         split = each["sharding"].replace(" x width", ", and width by")
         rows.append([f"{each['devices']}", split, f"{held:.3g}", f"{received:.3g}"])
     return markdown(rows)
+
+
+def engines() -> str:
+    """The graph by DuckDB beside the streamed one, by the size of the log."""
+    heads = ["DuckDB, the edges read", "peak memory", "temporary files", "streamed"]
+    rows = [["interactions", *heads, "peak memory"]]
+    for each in read("engines")["runs"]:
+        engine, streamed = each["by_duckdb"], each["by_streaming"]["build"]
+        query, edges = engine["query"], engine["from_edges"]
+        took = f"{query['seconds']:.0f} s + {edges['seconds']:.0f} s"
+        first, second = (
+            f"{took['peak MiB'] / 1024:.1f} GiB" for took in (edges, streamed)
+        )
+        spilled = f"{query['spilled bytes'] / 1e9:.1f} GB"
+        alone = f"{streamed['seconds']:.0f} s"
+        rows.append([f"{each['interactions']:,}", took, first, spilled, alone, second])
+    return markdown(rows)

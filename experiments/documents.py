@@ -82,6 +82,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "end-to-end": summary.end_to_end,
     "end-to-end-log": summary.end_to_end_log,
     "billion": summary.billion,
+    "engines": summary.engines,
 }
 """What can stand in a document, by name."""
 
