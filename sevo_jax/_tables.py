@@ -35,13 +35,18 @@ class Table:
     paths: tuple[str, ...]
     row_axes: tuple[int, ...]
 
-    def stack(self, leaves: Any) -> jax.Array:
-        """The rows of all its leaves, ``[..., n, d]``, given leaves by position."""
-        return _joined(self._parts(leaves))
+    def stack(self, leaves: Any, graph: GraphOperator) -> jax.Array:
+        """The rows of all its leaves, ``[..., n, d]``, given leaves by position.
 
-    def unstack(self, rows: jax.Array, leaves: Any) -> dict[int, jax.Array]:
+        They are in the order of the graph's nodes.
+        """
+        return _joined(self._parts(leaves), graph.num_blocks)
+
+    def unstack(
+        self, rows: jax.Array, leaves: Any, graph: GraphOperator
+    ) -> dict[int, jax.Array]:
         """Such rows as leaves by position, of the dtypes and placed as those given."""
-        parts = _cut(rows, self._parts(leaves))
+        parts = _cut(rows, self._parts(leaves), graph.num_blocks)
         return {
             i: _rows_first(part, axis)
             for i, axis, part in zip(self.leaves, self.row_axes, parts, strict=True)
@@ -105,9 +110,12 @@ def _num_rows(shapes: list[tuple[int, ...]], axes: Iterable[int]) -> int:
     return sum(shape[axis] for shape, axis in zip(shapes, axes, strict=True))
 
 
-def _joined(parts: list[jax.Array]) -> jax.Array:
+def _joined(parts: list[jax.Array], num_blocks: int) -> jax.Array:
     if len(parts) == 1:
         return parts[0]
+    if num_blocks > 1:
+        blocks = [_in_blocks(part, num_blocks) for part in parts]
+        return jax.lax.collapse(_joined(blocks, 1), parts[0].ndim - 2, -1)
     shardings = [jax.typeof(part).sharding for part in parts]
     explicit = [sharding for sharding in shardings if _is_explicit(sharding)]
     if explicit and any(sharding != explicit[0] for sharding in shardings):
@@ -120,7 +128,16 @@ def _joined(parts: list[jax.Array]) -> jax.Array:
     return jnp.concatenate(parts, axis=-2)
 
 
-def _cut(rows: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
+def _in_blocks(part: jax.Array, num_blocks: int) -> jax.Array:
+    *stack, rows, width = part.shape
+    return part.reshape(*stack, num_blocks, rows // num_blocks, width)
+
+
+def _cut(rows: jax.Array, like: list[jax.Array], num_blocks: int) -> list[jax.Array]:
+    if len(like) > 1 and num_blocks > 1:
+        blocks = [_in_blocks(wanted, num_blocks) for wanted in like]
+        parts = _cut(_in_blocks(rows, num_blocks), blocks, 1)
+        return [jax.lax.collapse(part, rows.ndim - 2, -1) for part in parts]
     start, parts = 0, []
     for wanted in like:
         end = start + wanted.shape[-2]

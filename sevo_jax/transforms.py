@@ -197,8 +197,9 @@ def scale_by_sevo(
         step = jnp.asarray(optax.safe_increment(state.step))
         if every == 1:
             for table in tables:
-                rows = smooth(operators[table.key], table.stack(leaves), strength)
-                for i, leaf in table.unstack(rows, leaves).items():
+                graph = operators[table.key]
+                rows = smooth(graph, table.stack(leaves, graph), strength)
+                for i, leaf in table.unstack(rows, leaves, graph).items():
                     leaves[i] = leaf
             return treedef.unflatten(leaves), ScaleBySevoState(step)
         if isinstance(state.pending, tuple) and not state.pending:
@@ -218,10 +219,11 @@ def scale_by_sevo(
             sums = {i: before[i].astype(x.dtype) + x for i, x in here.items()}
             here = dict(here)
             for table in tables:
-                rows = widened(table.stack(sums))
-                whole = smooth(operators[table.key], rows, strength)
+                graph = operators[table.key]
+                rows = widened(table.stack(sums, graph))
+                whole = smooth(graph, rows, strength)
                 beyond = whole / local(strength, rows.dtype) - rows
-                for i, leaf in table.unstack(beyond, here).items():
+                for i, leaf in table.unstack(beyond, here, graph).items():
                     # Of several runs under one vmap, those that are due.
                     here[i] = here[i] + jnp.where(due, leaf, 0)
             return here

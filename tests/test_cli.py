@@ -790,7 +790,7 @@ def test_on_an_accelerator_seeds_train_together(compared, path, tmp_path, monkey
 
 def test_a_mesh_may_be_asked_for(compared, path, tmp_path, capsys):
     args = ["train", "--data", path, "--output", tmp_path / "run", "--seed", 3, *SMALL]
-    assert main([*map(str, args), "--mesh", "2", "2"]) == 0
+    assert main([*map(str, args), "--mesh", "data=2,width=2"]) == 0
     losses = [
         json.loads((folder / "result.json").read_text())["losses"]
         for folder in (compared / "sevo_adamw-seed3", tmp_path / "run")
@@ -798,7 +798,7 @@ def test_a_mesh_may_be_asked_for(compared, path, tmp_path, capsys):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     capsys.readouterr()
     args[4] = tmp_path / "none"
-    _fails(capsys, [*args, "--mesh", "16", "1"], "16 x 1", "there are 8 devices")
+    _fails(capsys, [*args, "--mesh", "data=16"], "data=16", "there are 8 devices")
     assert not (tmp_path / "none").exists()
 
 

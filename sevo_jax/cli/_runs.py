@@ -37,7 +37,7 @@ from sevo_jax.training import (
     find_recipe,
     read_recipe,
 )
-from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.mesh import MESH_AXES, make_mesh
 from sevo_jax.training.recipe import suggestion
 
 STANDARD_INPUT = Path("-")
@@ -73,13 +73,14 @@ class RecipeOptions:
         option("Validations without a better one after which training stops."),
     ]
     mesh: Annotated[
-        tuple[int, int],
+        str,
         option(
-            "Devices to train on: over how many to split each batch, and over how many "
-            "the width of the smoothed tables.",
-            "DATA WIDTH",
+            "Devices to train on: over how many to split each batch (data=N), the "
+            "width of the smoothed tables (width=N) and the rows of all tables and "
+            "graphs (rows=N), one of these or several, separated by commas.",
+            "AXIS=N,...",
         ),
-    ] = (1, 1)
+    ] = "data=1"
     plugin: PluginOption = None
     # Which model it is, and so the class, is known when the command line is read.
     architecture: tyro.conf.OmitArgPrefixes[object]
@@ -87,6 +88,9 @@ class RecipeOptions:
     graphs: GraphOption = ()
     graph: GraphConfig
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig]
+
+    def __post_init__(self):
+        mesh_axes(self.mesh)
 
     def build(self) -> Recipe:
         """The recipe that the options describe."""
@@ -115,11 +119,32 @@ class RecipeOptions:
         """
         # Unless somebody has said how many, or JAX is in use and has its devices, or
         # other processes have a part of them.
+        axes = mesh_axes(self.mesh)
         chosen = jax.config.jax_num_cpu_devices >= 1  # pyright: ignore
         if not chosen and not jax.distributed.is_initialized():
             with contextlib.suppress(RuntimeError):
-                jax.config.update("jax_num_cpu_devices", math.prod(self.mesh))
-        return make_mesh(*self.mesh)
+                jax.config.update("jax_num_cpu_devices", math.prod(axes.values()))
+        return make_mesh(**axes)
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """What `--mesh` says: over how many devices to split what.
+
+    Raises:
+      ValueError: it says nothing of the kind.
+
+    Examples:
+      >>> mesh_axes("data=2,rows=4")
+      {'data': 2, 'rows': 4}
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    axes = {name: int(size) for name, _, size in pairs if size.isdecimal()}
+    if len(axes) < len(pairs) or not axes.keys() <= {*MESH_AXES} or 0 in axes.values():
+        raise ValueError(
+            f"--mesh is {shown(text)}: give numbers of devices for some of "
+            f"{', '.join(MESH_AXES)}, each once, such as data=2,rows=4"
+        )
+    return axes
 
 
 def preset(args: Sequence[str]) -> tuple[str, Recipe]:

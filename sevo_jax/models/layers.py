@@ -1,6 +1,7 @@
 """What the sequence models share: initial values, attention and dropout."""
 
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+split_by_rows: ContextVar[bool] = ContextVar("split_by_rows", default=False)
+"""Whether the tables of the model that is traced are split over devices by rows."""
 
 # jax.nn.initializers.glorot_normal cuts the normal off at two deviations.
 xavier_normal = nnx.initializers.variance_scaling(1.0, "fan_avg", "normal")

@@ -205,16 +205,20 @@ def _term(config: LossConfig, num_items: int) -> Callable[[Any, Any], Any]:
 
 def _against_drawn(term, features, table, targets, drawn, valid):
     """The sum of a term of the scores of valid targets and of the items drawn."""
-    # A feature is one more row, gathered with those that it is multiplied by.
-    own = len(table) + jnp.arange(len(features))
+    # A feature is one more row, gathered with those that it is multiplied by. Where
+    # the table is split by its rows, putting them together would gather all of it.
+    split = layers.split_by_rows.get()
+    own = (0 if split else len(table)) + jnp.arange(len(features))
     ids = jnp.concatenate([own[:, None], targets[:, None], drawn], axis=1)
     ids = jnp.where(valid[:, None], ids, -1)
 
     def block_loss(params, block, rows):
-        del params
-        scores = jnp.einsum("md,mkd->mk", rows[:, 0], rows[:, 1:])
+        own = params[block[:, 0]] if split else rows[:, 0]
+        scores = jnp.einsum("md,mkd->mk", own, rows[:, 1:])
         return jnp.sum(term(scores[:, 0], scores[:, 1:]), where=block[:, 0] >= 0)
 
     size = max(1, min(_GATHERED // (ids.shape[1] * table.shape[1]), len(ids)))
+    if split:
+        return sum_over_blocks(block_loss, size, features, table, ids)
     rows = jnp.concatenate([table, features])
     return sum_over_blocks(block_loss, size, (), rows, ids)

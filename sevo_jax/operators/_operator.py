@@ -45,6 +45,15 @@ class GraphOperator(abc.ABC):
     """Number of rows and columns."""
 
     @property
+    def num_blocks(self) -> int:
+        """In how many blocks the rows of a joint table are dealt out.
+
+        Each block holds as many rows of each of its leaves. In a single block, as
+        everywhere but after `shard_rows(..., leaves=)`, a leaf lies behind the other.
+        """
+        return 1
+
+    @property
     @abc.abstractmethod
     def num_entries(self) -> int:
         """Number of stored entries, filling included; an edge counts twice."""

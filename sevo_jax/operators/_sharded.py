@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from sevo_jax._messages import listed
 from sevo_jax.operators import _kernels
-from sevo_jax.operators._adjacency import AdjacencyLike, prepare
+from sevo_jax.operators._adjacency import (
+    AdjacencyLike,
+    as_csr,
+    csr_operator,
+    prepare,
+    rows_of,
+)
 from sevo_jax.operators._blocks import RowParts, split_rows
 from sevo_jax.operators._operator import GraphOperator
 
@@ -28,7 +36,7 @@ from sevo_jax.operators._operator import GraphOperator
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weights", "columns", "row_starts", "rows", "sends"],
-    meta_fields=["num_nodes", "sharding"],
+    meta_fields=["num_nodes", "sharding", "dealt"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedGraphOperator(GraphOperator):
@@ -47,6 +55,7 @@ class ShardedGraphOperator(GraphOperator):
         ``[blocks, blocks, width]``.
       num_nodes: number of rows and columns; static.
       sharding: of the tables ``[num_nodes, d]``; static.
+      dealt: whether each block holds rows of every leaf of a joint table; static.
     """
 
     weights: Float[Array, "p e"]
@@ -56,6 +65,11 @@ class ShardedGraphOperator(GraphOperator):
     sends: Int[Array, "p p w"]
     num_nodes: int
     sharding: NamedSharding
+    dealt: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.sends) if self.dealt else 1
 
     @property
     def num_entries(self) -> int:
@@ -126,7 +140,10 @@ def _block_product(graph: ShardedGraphOperator, x: jax.Array) -> jax.Array:
 
 
 def shard_rows(
-    adjacency: AdjacencyLike | RowParts, sharding: NamedSharding
+    adjacency: AdjacencyLike | RowParts,
+    sharding: NamedSharding,
+    *,
+    leaves: Sequence[int] | None = None,
 ) -> ShardedGraphOperator:
     r"""Splits the operator :math:`\tilde A` for tables that are split by their rows.
 
@@ -144,6 +161,12 @@ def shard_rows(
         ``NamedSharding(mesh, PartitionSpec("rows"))``; the width may be split too, by
         another axis. For a table stored as ``[d, n]``, that of its transpose. Tables
         placed otherwise are smoothed all the same, but must be moved for it.
+      leaves: the number of rows of each leaf of a joint table, or of the only leaf.
+        Each device then holds its part of each of them, and nothing is moved to put
+        them together. Leaves that do not divide evenly among the devices are to be
+        filled up with rows of zeros at their end until they do; the operator has
+        nodes without neighbours there. Without it, the leaves of a joint table are
+        gathered on every device.
 
     Returns:
       The operator. Pass it through :func:`jax.jit` as an argument, as one that spans
@@ -153,7 +176,8 @@ def shard_rows(
       TypeError: if ``sharding`` is no ``NamedSharding``, or ``adjacency`` is no graph
         or is split already.
       ValueError: if ``sharding`` does not split the rows, a device would hold more
-        entries than int32 counts, or as :func:`prepare`.
+        entries than int32 counts, ``leaves`` do not add up to the nodes of the graph,
+        or as :func:`prepare`.
 
     Examples:
       >>> import jax, scipy.sparse
@@ -191,8 +215,39 @@ def shard_rows(
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
     by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
+    if leaves is not None:
+        if isinstance(graph, RowParts):
+            raise TypeError(
+                "leaves are of a graph in memory: load it, or leave them out"
+            )
+        graph = _dealt(graph, leaves, num_blocks)
     return ShardedGraphOperator(
         **split_rows(graph, by_block, num_blocks),
         num_nodes=graph.num_nodes,
         sharding=sharding,
+        dealt=leaves is not None,
     )
+
+
+def _dealt(
+    graph: GraphOperator, leaves: Sequence[int], num_blocks: int
+) -> GraphOperator:
+    """The graph with its nodes in the order in which blocks hold parts of leaves."""
+    if sum(leaves) != graph.num_nodes:
+        raise ValueError(
+            f"leaves of {listed([str(rows) for rows in leaves])} rows are given for a "
+            f"graph of {graph.num_nodes} nodes: they must add up to that"
+        )
+    sizes = [-(-rows // num_blocks) for rows in leaves]
+    block_size, number, start = sum(sizes), [], 0
+    for rows, size in zip(leaves, sizes, strict=True):
+        block, row = np.divmod(np.arange(rows), size)
+        number.append(block * block_size + start + row)
+        start += size
+    number = np.concatenate(number)
+    csr = as_csr(graph).tocoo()
+    moved = scipy.sparse.csr_array(
+        (csr.data, (number[csr.row], number[csr.col])),
+        shape=(num_blocks * block_size,) * 2,
+    )
+    return csr_operator(moved.data, moved.indices, moved.indptr, rows_of(moved))

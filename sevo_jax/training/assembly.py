@@ -38,6 +38,7 @@ from sevo_jax.training.identity import (
 from sevo_jax.training.mesh import make_mesh, row_sharding, split_tables
 from sevo_jax.training.optimizers import SEVO, make_optimizer
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
+from sevo_jax.training.rows import CutToSize, Rows, split_rows, table_names
 from sevo_jax.training.smoothed import GivenGraphs, find_smoothed, read_graphs
 
 
@@ -80,17 +81,26 @@ class Assembly:
             split, config, eval_every=recipe.eval_every, patience=recipe.patience
         )
         kind = MODELS[recipe.model]
+        propagated = kind.propagated(recipe.architecture)
+        if propagated and split_rows(self.mesh):
+            raise ValueError(
+                f"the model {recipe.model!r} propagates its whole tables over a graph "
+                "in each step, so their rows cannot be split: split their width, or "
+                "batches alone"
+            )
         smoothed = self._smoothed(kind, graphs)
-        self.smoothing = split_tables(self.mesh, read_graphs(smoothed), ())
+        operators = read_graphs(smoothed)
         self._propagated = {
             name: split_tables(self.mesh, sevo.prepare(self._build(config)), ())
-            for name, config in kind.propagated(recipe.architecture).items()
+            for name, config in propagated.items()
         }
-        self.optimizer = self._make_optimizer(optimizer)
-        model = self.new_model(0)
+        model = self._outline()
         graphdef, params, model_graphs, _ = split_model(model)
-        self.tables = find_smoothed(params, self.smoothing, smoothed)
-        self.program = Program(graphdef, self.optimizer.update)
+        self.tables = find_smoothed(params, operators, smoothed)
+        self.rows = Rows.of(self.mesh, params, self.tables, table_names(kind))
+        self.smoothing = self.rows.split(operators, self.tables, params)
+        self.optimizer = self._make_optimizer(optimizer)
+        self.program = Program(graphdef, self.optimizer.update, self.rows)
         self.graphs = Graphs(self.smoothing, model_graphs)
         self._ranking = nnx.graphdef(model.for_ranking())
         rows = row_sharding(self.mesh)
@@ -100,11 +110,14 @@ class Assembly:
 
     def new_model(self, seed: int) -> Recommender:
         """The model that a run with `seed` starts from."""
+        return self._model(jax.random.key(seed))
+
+    def _model(self, key: jax.Array) -> Recommender:
         return MODELS[self.recipe.model].for_data(
             self.split,
             self.recipe.architecture,
             graphs=self._propagated,
-            rngs=nnx.Rngs(seed),
+            rngs=nnx.Rngs(key),
         )
 
     def optimizer_of(
@@ -116,13 +129,19 @@ class Assembly:
 
     def start(self, seed: int, optimizer: Any = None) -> TrainState:
         """The state that training starts from, with another optimizer if given."""
-        _, params, _, carried = split_model(self.new_model(seed))
-        opt_state = (optimizer or self.optimizer).init(params)
-        return self.place(TrainState(params, carried, opt_state))
+
+        def make(key: jax.Array) -> TrainState:
+            _, params, _, carried = split_model(self._model(key))
+            params = self.rows.fill(params)
+            return TrainState(
+                params, carried, (optimizer or self.optimizer).init(params)
+            )
+
+        return self.rows.make(make, jax.random.key(seed))
 
     def epochs(self, seed: int) -> Epochs:
         """The epochs that a run with `seed` trains on."""
-        return self.new_model(seed).epochs(
+        return self._outline(seed).epochs(
             self.split.train, batch_size=self.recipe.batch_size, seed=seed
         )
 
@@ -185,12 +204,16 @@ class Assembly:
 
     def place(self, tree: Any) -> Any:
         """Puts parameters, or what is shaped like them, on the devices of the run."""
-        paths = [path for table in self.tables for path in table.paths]
-        return split_tables(self.mesh, tree, paths)
+        return self.rows.place(tree)
 
     def measure(self, model: Recommender) -> dict[str, Any]:
         """What an evaluation measures: an entry of `RunResult.history`, in part."""
-        return {"valid": self._valid(model.for_ranking()), **self._smoothness(model)}
+        ranking = self.as_ranked(model.for_ranking())
+        return {"valid": self._valid(ranking), **self._smoothness(model)}
+
+    def as_ranked(self, model: Any) -> Any:
+        """What `for_ranking` returned, ready to rank where tables are split by rows."""
+        return CutToSize(model, self.rows) if self.rows.num_rows else model
 
     def ranking_state(self, state: TrainState) -> nnx.State:
         """What is kept of a state: a copy of what the model ranks with.
@@ -213,6 +236,12 @@ class Assembly:
             },
             **self._given,
         }
+
+    def _outline(self, seed: int = 0) -> Recommender:
+        """A model without the arrays of its tables, where they are split by rows."""
+        if split_rows(self.mesh):
+            return nnx.eval_shape(lambda: self.new_model(seed))
+        return self.new_model(seed)
 
     def _build(self, config: GraphConfig) -> Any:
         return kinds.build(config, self.split, MODELS[self.recipe.model].item_offset)
@@ -283,8 +312,9 @@ class Assembly:
         measured = [
             _smoothness_and_norm(graph, rows)
             for graph, rows in (
-                (self.smoothing[table.key], table.stack(leaves))
+                (graph, table.stack(leaves, graph))
                 for table in self.tables
+                for graph in [self.smoothing[table.key]]
             )
             # An optimizer that is given may smooth along another axis.
             if rows.shape[-2] == graph.num_nodes

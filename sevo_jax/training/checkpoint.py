@@ -14,12 +14,11 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -28,6 +27,7 @@ from sevo_jax.training.processes import is_first
 
 _MANIFEST = "manifest.json"
 _ABOUT = "about.json"
+_SHAPES = "shapes.json"
 
 
 class CheckpointError(ValueError):
@@ -38,10 +38,10 @@ class Checkpoints:
     """The checkpoints of a run, of which the last is kept.
 
     A checkpoint is a directory named by its epoch: parts of arrays, written by Orbax,
-    `about.json`, and `manifest.json` with a checksum of every file. It is written
-    beside its place, to the disk, and renamed, so a killed process leaves the one
-    before. Where there are several processes, all of them save and restore; their
-    number and devices may be others when it is restored.
+    `shapes.json`, which lists theirs, `about.json`, and `manifest.json` with a checksum
+    of every file. It is written beside its place, to the disk, and renamed, so a killed
+    process leaves the one before. Where there are several processes, all of them save
+    and restore; their number and devices may be others when it is restored.
 
     Args:
       directory: where they are; made by the first `save`.
@@ -91,7 +91,12 @@ class Checkpoints:
             _write(unfinished, parts)
             if not is_first():
                 return
-            (unfinished / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            shapes = {
+                name: [x.shape for x in jax.tree.leaves(tree)]
+                for name, tree in parts.items()
+            }
+            for name, table in ((_ABOUT, about), (_SHAPES, shapes)):
+                (unfinished / name).write_text(json.dumps(table), encoding="utf-8")
             manifest = json.dumps(_checksums(unfinished))
             (unfinished / _MANIFEST).write_text(manifest, encoding="utf-8")
             for path in (*unfinished.rglob("*"), unfinished):
@@ -148,19 +153,49 @@ class Checkpoint:
 
         Args:
           **templates: for the name of a part, a pytree of arrays or shapes like the
-            one that was saved.
+            one that was saved; tables that were or are split by rows have some rows
+            of zeros more or less.
 
         Returns:
-          The parts by name, on the default device.
+          The parts by name; what the template has split over devices is split
+          likewise, everything else is on the host.
 
         Raises:
           CheckpointError: if the arrays are others than the templates.
         """
         with ocp.StandardCheckpointer() as orbax:
             return {
-                name: _restore(orbax, self._path / name, template)
+                name: self._restore(orbax, name, template)
                 for name, template in templates.items()
             }
+
+    def _restore(
+        self, orbax: ocp.StandardCheckpointer, name: str, template: Any
+    ) -> Any:
+        path, parts = self._path / name, self.about.get("rows", 1)
+
+        def wanted(x: Any) -> Any:
+            # Else through the host: arrays that Orbax places are bound to their device,
+            # those of a fresh run are not, and the epoch would be compiled anew.
+            if isinstance(x, jax.Array) and not x.sharding.is_fully_replicated:
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            return np.empty(x.shape, x.dtype)
+
+        try:
+            # Orbax is not to look at shapes, as rows of zeros come and go.
+            part = orbax.restore(path, jax.tree.map(wanted, template), strict=False)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} holds other arrays: {error}") from error
+        shapes = json.loads((self._path / _SHAPES).read_text(encoding="utf-8"))[name]
+        for shape, want in zip(shapes, jax.tree.leaves(template), strict=True):
+            if not _fits(shape, want, parts):
+                raise CheckpointError(
+                    f"{path} holds other arrays: one of shape {tuple(shape)} where the "
+                    f"model has {want.shape}"
+                )
+        return jax.tree.map(
+            lambda x, want: x[tuple(map(slice, want.shape))], part, template
+        )
 
 
 _REMEDY = "Delete the directory of the run and train again"
@@ -201,24 +236,24 @@ def _one_failure() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _restore(orbax: ocp.StandardCheckpointer, path: Path, template: Any) -> Any:
-    # Through the host: arrays that Orbax places are bound to their device, those of a
-    # fresh run are not, and the epoch would be compiled anew.
-    template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-    try:
-        part = orbax.restore(path, template)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds other arrays: {error}") from error
-    for leaf, want in zip(
-        jax.tree.leaves(part), jax.tree.leaves(template), strict=True
-    ):
-        # Orbax lets the shape of a NumPy template pass, whatever it is.
-        if leaf.shape != want.shape:
-            raise CheckpointError(
-                f"{path} holds other arrays: one of shape {leaf.shape} where the "
-                f"model has {want.shape}"
-            )
-    return jax.tree.map(jnp.array, part)
+def _fits(shape: Sequence[int], want: Any, parts: int) -> bool:
+    """Whether arrays differ by no more than the rows that fill a table up.
+
+    Args:
+      shape: of the one that was saved.
+      want: what it is to be.
+      parts: over how many devices the rows of the first were split.
+    """
+    split = [1] * want.ndim
+    if isinstance(want, jax.Array):
+        split = [
+            whole // part
+            for whole, part in zip(want.shape, want.sharding.shard_shape(want.shape))
+        ]
+    return len(shape) == want.ndim and all(
+        -parts_now < saved - asked < parts
+        for saved, asked, parts_now in zip(shape, want.shape, split)
+    )
 
 
 def _checksums(directory: Path) -> dict[str, int]:

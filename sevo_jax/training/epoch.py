@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from sevo_jax.models import GraphVariable
+from sevo_jax.training.rows import Rows
 
 
 class TrainState(NamedTuple):
@@ -36,10 +37,12 @@ class Program(NamedTuple):
     Attributes:
       graphdef: of the model.
       update: of the optimizer, `(gradients, opt_state, params, graphs=)`.
+      rows: which tables are split by their rows.
     """
 
     graphdef: nnx.GraphDef
     update: Any
+    rows: Rows
 
 
 class Graphs(NamedTuple):
@@ -85,19 +88,23 @@ def _train_epoch(
     def step(state: TrainState, batch: tuple[Any, jax.Array]):
         batch, index = batch
         rng = step_key(seed, epoch, index)
+        state = program.rows.keep(state)
 
         def model_at(params: nnx.State, carried: nnx.State) -> Any:
             # Made anew: NNX lets no variable from outside a trace be changed in it.
             params, carried = jax.tree.map(lambda leaf: leaf, (params, carried))
+            params = program.rows.cut(params)
             return nnx.merge(program.graphdef, params, graphs.model, carried)
 
         model = model_at(state.params, state.carried)
         model.before_step()
         _, params, _, before = split_model(model)
+        params = program.rows.fill(params)
 
         def loss_of(params: nnx.State):
             model = model_at(params, before)
-            loss, parts = with_parts(model.loss(batch, rng=rng))
+            with program.rows.told():
+                loss, parts = with_parts(model.loss(batch, rng=rng))
             return loss, (parts, split_model(model)[3])
 
         (loss, (parts, carried)), gradients = jax.value_and_grad(loss_of, has_aux=True)(

@@ -20,6 +20,7 @@ from jaxtyping import ArrayLike
 import sevo_jax
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.training.checkpoint import CheckpointError
+from sevo_jax.training.mesh import describe_mesh
 from sevo_jax.training.processes import gather
 
 
@@ -101,7 +102,7 @@ def machine(mesh: Mesh) -> dict[str, Any]:
         "processor": _processor(),
         "cores": _cores(),
         "device": mesh.devices.flat[0].device_kind,
-        "mesh": " x ".join(map(str, mesh.devices.shape)),
+        "mesh": describe_mesh(mesh),
         "matmul_precision": getattr(jax.config, "jax_default_matmul_precision"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

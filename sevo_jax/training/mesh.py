@@ -1,8 +1,9 @@
-"""Devices of a run: one axis splits batches, another the width of tables."""
+"""Devices of a run: axes that split batches, the width of tables, and their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -12,16 +13,20 @@ from jax.sharding import PartitionSpec as P
 
 from sevo_jax._leaves import is_named
 
+MESH_AXES = ("data", "width", "rows")
 
-def make_mesh(data: int = 1, width: int = 1) -> Mesh:
-    """The first `data * width` devices, by the axes `data` and `width`.
+
+def make_mesh(data: int = 1, width: int = 1, rows: int = 1) -> Mesh:
+    """The first `data * width * rows` devices, by the axes `data`, `width`, `rows`.
 
     Args:
       data: over how many devices each batch is split, at least 1. Every one of them
-        holds all parameters (or its share of their width), and the gradients are
+        holds all parameters (or its share of the tables), and the gradients are
         summed over them.
       width: over how many devices the columns of the smoothed tables and of their
         moments are split, at least 1. SEvo's smoothing needs no communication then.
+      rows: over how many devices the rows of all tables, of their moments and of the
+        graphs are split, at least 1. No device ever holds a whole table.
 
     Raises:
       ValueError: if there are fewer devices, or several processes and more devices.
@@ -31,29 +36,46 @@ def make_mesh(data: int = 1, width: int = 1) -> Mesh:
     Examples:
       >>> mesh = make_mesh()
       >>> mesh.axis_names, mesh.devices.shape
-      (('data', 'width'), (1, 1))
+      (('data', 'width', 'rows'), (1, 1, 1))
     """
-    if min(data, width) < 1:
-        raise ValueError(f"the mesh is {data} x {width}: both must be at least 1")
-    devices = jax.devices()
-    if len(devices) < data * width:
+    shape = (data, width, rows)
+    named = ", ".join(map("{}={}".format, MESH_AXES, shape))
+    if min(shape) < 1:
+        raise ValueError(f"the mesh is {named}: each must be at least 1")
+    devices, size = jax.devices(), math.prod(shape)
+    if len(devices) < size:
         raise ValueError(
-            f"the mesh is {data} x {width}, but there are {len(devices)} devices "
+            f"the mesh is {named}, but there are {len(devices)} devices "
             f"({devices[0].device_kind}); on a CPU, jax.config.update("
-            f"'jax_num_cpu_devices', {data * width}) before JAX is used makes more"
+            f"'jax_num_cpu_devices', {size}) before JAX is used makes more"
         )
-    if jax.process_count() > 1 and len(devices) > data * width:
+    if jax.process_count() > 1 and len(devices) > size:
         raise ValueError(
-            f"the mesh is {data} x {width}, but the {jax.process_count()} processes "
+            f"the mesh is {named}, but the {jax.process_count()} processes "
             f"have {len(devices)} devices: it must be of all of them"
         )
-    chosen = np.array(devices[: data * width]).reshape(data, width)
-    return Mesh(chosen, ("data", "width"), axis_types=(AxisType.Auto,) * 2)
+    chosen = np.array(devices[:size]).reshape(shape)
+    return Mesh(chosen, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """A mesh in words, as the option `--mesh` takes it.
+
+    Examples:
+      >>> describe_mesh(make_mesh())
+      'data=1'
+    """
+    sizes = [f"{name}={size}" for name, size in mesh.shape.items() if size > 1]
+    return ",".join(sizes or ["data=1"])
 
 
 def split_batches(mesh: Mesh, batches: Any) -> Any:
     """Puts arrays `[steps, rows, ...]` on the devices, split by rows if that fits."""
-    return jax.tree.map(lambda x: _put(x, mesh, P(None, "data")), batches)
+
+    def put(x: Any) -> jax.Array:
+        return _put(x, mesh, _fitting(mesh, (None, "data"), np.shape(x)))
+
+    return jax.tree.map(put, batches)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -61,22 +83,40 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def split_tables(mesh: Mesh, tree: Any, tables: Collection[str]) -> Any:
+def split_tables(
+    mesh: Mesh, tree: Any, smoothed: Collection[str], by_rows: Collection[str] = ()
+) -> Any:
     """Puts parameters, moments or graphs on the devices.
 
     Args:
       mesh: made by `make_mesh`.
       tree: a pytree of arrays.
-      tables: names or paths of tables `[..., n, width]`; a leaf below one of them is
-        split by its columns where that fits, every other one is on all devices.
+      smoothed: names or paths of tables `[..., n, width]`; a leaf below one of them is
+        split by its columns where that fits.
+      by_rows: likewise of tables that are split by their rows. Every leaf that is not
+        split is on all devices.
     """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _put(
+            leaf, mesh, table_spec(mesh, path, leaf, smoothed, by_rows)
+        ),
+        tree,
+    )
 
-    def put(path: tuple[Any, ...], leaf: Any) -> Any:
-        is_table = leaf.ndim >= 2 and is_named(path, tables)
-        spec = [None] * (leaf.ndim - 1) + ["width"] if is_table else []
-        return _put(leaf, mesh, P(*spec))
 
-    return jax.tree_util.tree_map_with_path(put, tree)
+def table_spec(
+    mesh: Mesh,
+    path: tuple[Any, ...],
+    leaf: Any,
+    smoothed: Collection[str],
+    by_rows: Collection[str],
+) -> P:
+    """How `split_tables` splits a leaf."""
+    spec: list[str | None] = [None] * leaf.ndim
+    if leaf.ndim >= 2:
+        spec[-2] = "rows" if is_named(path, by_rows) else None
+        spec[-1] = "width" if is_named(path, smoothed) else None
+    return _fitting(mesh, spec, leaf.shape)
 
 
 def fetch(mesh: Mesh, x: jax.Array) -> np.ndarray:
@@ -84,17 +124,21 @@ def fetch(mesh: Mesh, x: jax.Array) -> np.ndarray:
     return np.asarray(_put(x, mesh, P()))
 
 
-def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
+def _fitting(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> P:
+    """A split by those axes of the mesh that divide an array's evenly."""
     # An axis of one device is left out, as it is in what a compiled epoch returns: a
     # sharding written otherwise would have the next epoch compiled anew.
-    names = [name if name and mesh.shape[name] > 1 else None for name in spec]
-    while names and names[-1] is None:
-        names.pop()
-    fits = all(
-        name is None or (axis < x.ndim and x.shape[axis] % mesh.shape[name] == 0)
-        for axis, name in enumerate(names)
-    )
-    sharding = NamedSharding(mesh, P(*names) if fits else P())
+    fitting = [
+        name if name and mesh.shape[name] > 1 and size % mesh.shape[name] == 0 else None
+        for name, size in zip(names, shape)
+    ]
+    while fitting and fitting[-1] is None:
+        fitting.pop()
+    return P(*fitting)
+
+
+def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
+    sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable or _spans_processes(x):
         return jax.device_put(x, sharding)
     # Every process has the same array and takes its parts from it. device_put would

@@ -233,7 +233,7 @@ def _draw(trainer: Trainer, seed: int) -> Callable[[], Any]:
 
 
 def _evaluation(trainer: Trainer, seed: int) -> Callable[[], Any]:
-    model = trainer.new_model(seed)
+    model = trainer.model(trainer.start(seed))
     return lambda: trainer.measure(model)
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -54,7 +55,9 @@ class RunResult:
       versions: of the libraries.
       machine: what it was run on.
       notes: what else there is to know, such as a change of the machine.
-      trained: the model with the best parameters.
+      trained: the model with the best parameters. Of tables split by their rows it
+        holds the whole on the host; split over processes, it only ranks, and `load`
+        reads the whole.
     """
 
     model: str
@@ -136,6 +139,7 @@ class Run:
       protocol: how it is measured, in words.
       state: what an epoch changes.
       best: the best parameters so far.
+      rows: over how many devices the rows of its tables are split.
       unscheduled: `best` and `progress` before an evaluation at the end of the run
         that a longer run does not make; None while there is none.
     """
@@ -146,6 +150,7 @@ class Run:
     protocol: str
     state: TrainState
     best: nnx.State
+    rows: int
     log: RunLog = field(init=False)
     unscheduled: tuple[nnx.State, Progress] | None = None
     progress: Progress = field(default_factory=Progress)
@@ -226,7 +231,8 @@ class Run:
             return
         self.progress.seconds = self.seconds
         parts = {"training": self.state, "best": self.best}
-        about = {**self._about(), "progress": asdict(self.progress)}
+        progress = asdict(self.progress)
+        about = {**self._about(), "rows": self.rows, "progress": progress}
         if self.unscheduled is not None:
             parts["unscheduled"], progress = self.unscheduled
             about["unscheduled"] = {**asdict(progress), "seconds": self.seconds}
@@ -362,7 +368,7 @@ def load(run_dir: str | Path) -> SavedRun:
         return model.for_ranking()
 
     graphdef, values = nnx.split(nnx.eval_shape(build))
-    best = checkpoint.arrays(best=values)["best"]
+    best = jax.tree.map(jnp.array, checkpoint.arrays(best=values)["best"])
     return SavedRun(
         model=nnx.merge(graphdef, best),
         recipe=recipe,

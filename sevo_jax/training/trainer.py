@@ -18,7 +18,7 @@ from sevo_jax.training.assembly import Assembly
 from sevo_jax.training.epoch import same_shapes
 from sevo_jax.training.folder import RunFolder
 from sevo_jax.training.identity import check_processes, machine
-from sevo_jax.training.mesh import fetch, split_batches
+from sevo_jax.training.mesh import describe_mesh, fetch, split_batches
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
 from sevo_jax.training.run import Run, RunResult
@@ -178,7 +178,7 @@ class Trainer(Assembly):
         check_processes(
             {
                 **identity,
-                "mesh": str(self.mesh.devices.shape),
+                "mesh": describe_mesh(self.mesh),
                 "output": folder and str(folder.path.absolute()),
                 "resume": resume,
             }
@@ -191,6 +191,7 @@ class Trainer(Assembly):
             self.protocol,
             state,
             best=self.ranking_state(state),
+            rows=self.rows.parts,
         )
         if folder is not None:
             run.open(
@@ -311,7 +312,8 @@ class Trainer(Assembly):
         run.save()
 
     def _result(self, run: Run) -> RunResult:
-        model = nnx.merge(self._ranking, run.best)
+        best = nnx.merge(self._ranking, run.best)
+        model = self.as_ranked(best)
         return RunResult(
             model=self.recipe.model,
             optimizer=self.optimizer_name,
@@ -330,7 +332,7 @@ class Trainer(Assembly):
             versions=run.identity["versions"],
             machine=run.machine,
             notes=run.progress.notes,
-            trained=model,
+            trained=self.rows.whole(best),
         )
 
 

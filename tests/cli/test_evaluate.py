@@ -194,4 +194,4 @@ def test_damaged_files_of_a_run_are_one_line_each(run, tmp_path, fails, capsys):
 def test_results_are_written_with_versions_and_machine(run):
     result = json.loads((run / "result.json").read_text())
     assert {"jax", "sevo_jax", "numpy"} <= result["versions"].keys()
-    assert result["machine"]["mesh"] == "1 x 1" and result["notes"] == []
+    assert result["machine"]["mesh"] == "data=1" and result["notes"] == []

@@ -490,3 +490,47 @@ def test_a_split_operator_is_not_saved(dense, mesh, tmp_path):
     save: Any = sevo.graphs.save
     with pytest.raises(TypeError, match="save the adjacency"):
         save(tmp_path / "graph.npz", split(dense, mesh, P("rows")))
+
+
+# ------------------------------------------------------------------ joint tables
+
+
+def test_leaves_of_a_joint_table_are_smoothed_where_they_are(placed):
+    """Of 31 and 17 rows, filled up with zeros: only rows that are linked move."""
+    mesh, spec = placed
+    path = np.diag(np.ones(NUM_NODES - 1), 1)
+    graph = scipy.sparse.csr_array(path + path.T)
+    blocks, sizes = num_blocks(mesh, spec), (31, 17)
+    rows = np.split(table(), [31])
+    filled = [np.pad(part, ((0, -len(part) % blocks), (0, 0))) for part in rows]
+    key = ("users", "items")
+    alone = sevo.scale_by_sevo({key: graph})
+    expected, _ = alone.update(
+        updates := dict(zip(key, rows, strict=True)), alone.init(updates)
+    )
+
+    op = sevo.shard_rows(graph, NamedSharding(mesh, spec), leaves=sizes)
+    assert op.num_nodes == sum(len(part) for part in filled)
+    tx = sevo.scale_by_sevo({key: op})
+    updates = {
+        name: place(mesh, spec, part) for name, part in zip(key, filled, strict=True)
+    }
+    state = tx.init(updates)
+
+    def update(updates, op):
+        return tx.update(updates, state, graphs={key: op})[0]
+
+    smoothed = jax.jit(update)(updates, op)
+    for name, size in zip(key, sizes, strict=True):
+        assert_placed(smoothed[name], mesh, spec)
+        np.testing.assert_allclose(
+            np.asarray(smoothed[name])[:size], expected[name], rtol=1e-5, atol=1e-6
+        )
+        assert not np.any(np.asarray(smoothed[name])[size:])
+    assert "all-gather" not in {kind for _, kind in collectives(update, updates, op)}
+
+
+def test_leaves_must_add_up_to_the_graph(dense, mesh):
+    sharding = NamedSharding(mesh, P("rows"))
+    with pytest.raises(ValueError, match="leaves of 40, 9 rows .* graph of 48 nodes"):
+        sevo.shard_rows(scipy.sparse.csr_array(dense), sharding, leaves=(40, 9))

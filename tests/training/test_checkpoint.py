@@ -254,7 +254,7 @@ def test_a_change_of_mesh_or_machine_is_said(
     trainer = Trainer(tiny_recipe, tiny_split, mesh=make_mesh(1, 2))
     result = trainer.run(seed=3, output=copy, resume=True)
     (note,) = result.notes
-    assert "mesh is '1 x 2', not '1 x 1'" in note
+    assert "mesh is 'width=2', not 'data=1'" in note
     assert "xla_flags is '--xla_cpu_enable_fast_math=true', not ''" in note
     assert note in capsys.readouterr().err
     assert json.loads((copy / "result.json").read_text())["notes"] == [note]

@@ -166,7 +166,7 @@ def test_tables_are_the_leaves_that_the_optimizer_smooths(short, tiny_split, gra
 
 
 def test_a_mesh_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="4 x 4, but there are 8 devices"):
+    with pytest.raises(ValueError, match="data=4, width=4, rows=1, but there are 8"):
         make_mesh(4, 4)
-    with pytest.raises(ValueError, match="0 x 1: both must be at least 1"):
+    with pytest.raises(ValueError, match="rows=1: each must be at least 1"):
         make_mesh(0)

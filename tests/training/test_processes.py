@@ -34,7 +34,7 @@ TIMEOUT = 30
 TOLERANCE = 2e-5
 
 CHILD = """
-import json, os, signal, sys
+import json, math, os, signal, sys
 import jax
 from sevo_jax.training.processes import connect
 
@@ -43,7 +43,7 @@ coordinator, processes, timeout, mesh, recipe, data, output, fails = map(
 )
 process = int(sys.argv[-1])
 connect(coordinator, processes, process, timeout=timeout)
-jax.config.update("jax_num_cpu_devices", mesh[0] * mesh[1] // processes)
+jax.config.update("jax_num_cpu_devices", math.prod(mesh) // processes)
 
 from sevo_jax.data import leave_one_out
 from sevo_jax.data.readers import read
@@ -84,7 +84,8 @@ def recipe():
 @pytest.fixture(scope="module")
 def data(ring_log, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "ring.txt"
-    write(ring_log(num_users=40), path)
+    # Users that do not divide evenly among devices.
+    write(ring_log(num_users=39), path)
     return path
 
 
@@ -157,7 +158,7 @@ def assert_same(losses, valid, test, alone):
 
 def test_four_processes_train_as_one_does(recipe, data, alone, tmp_path):
     output = tmp_path / "run"
-    done = finish(train(4, (2, 2), recipe, data, output))
+    done = finish(train(4, (2, 1, 2), recipe, data, output))
     results = []
     for status, text, errors in done:
         assert status == 0, errors
@@ -179,7 +180,7 @@ def test_other_ends_when_a_process_fails_and_one_goes_on(
     victim, failure, recipe, data, trainer, alone, tmp_path
 ):
     output = tmp_path / "run"
-    children = train(2, (2, 1), recipe, data, output, fails=[victim, 2, failure])
+    children = train(2, (1, 1, 2), recipe, data, output, fails=[victim, 2, failure])
     try:
         for line in children[victim].stderr:
             if "fails" in line:
@@ -216,7 +217,7 @@ def test_command_line_goes_on_in_more_processes(
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "train", stopped)
         assert main([*command, "--output", output]) == 130
-    command += ["--output", output, "--resume", "--mesh", "1", "2", "--distributed"]
+    command += ["--output", output, "--resume", "--mesh", "rows=2", "--distributed"]
     address = coordinator()
     script = "import sys; from sevo_jax.cli import main; sys.exit(main())"
     done = finish(
@@ -239,7 +240,7 @@ def test_processes_that_disagree_end_with_one_line(recipe, data, ring_log, tmp_p
     write(ring_log(num_users=41), other)
     command = [
         *("-m", "sevo_jax", "train", "--model", recipe.model, "--data", str(data)),
-        *("--mesh", "2", "1", "--output", str(tmp_path / "run"), "--distributed"),
+        *("--mesh", "data=2", "--output", str(tmp_path / "run"), "--distributed"),
     ]
     for options, names in [
         (
@@ -353,5 +354,5 @@ def test_bad_addresses_are_refused(arguments, message, capsys):
 
 def test_a_mesh_of_a_part_of_the_devices_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="2 x 2, but the 2 processes have 8 devices"):
+    with pytest.raises(ValueError, match="the 2 processes have 8 devices"):
         make_mesh(2, 2)
