@@ -36,7 +36,6 @@ from sevo_jax.data import LeaveOneOut, leave_one_out, read
 from sevo_jax.evaluation import recommend
 from sevo_jax.models.mf_bpr import MFBPRConfig
 from sevo_jax.training import OptimizerConfig, Recipe, Trainer
-from sevo_jax.training.epoch import Program, split_model
 
 COMMUNITY = 100
 FOLLOW, REACH = 0.5, 4
@@ -109,8 +108,7 @@ def step_seconds(trainer: Trainer, name: str, batches: Any) -> float:
     """Seconds of a step with an optimizer at every step, the mean of these."""
     config = dataclasses.replace(trainer.recipe.optimizer, name=name, every=1)
     optimizer = trainer.optimizer_of(config)
-    graphdef, *_ = split_model(trainer.new_model(0))
-    program = Program(graphdef, optimizer.update)
+    program = trainer.program._replace(update=optimizer.update)
     state = trainer.start(0, optimizer)
     seconds = 0.0
     # The first compiles.
