@@ -16,6 +16,8 @@ from sevo_jax.training.epoch import (
     step_key,
     train_epoch,
 )
+from sevo_jax.training.mesh import make_mesh
+from sevo_jax.training.rows import Rows
 
 
 class Model(nnx.Module):
@@ -65,7 +67,8 @@ def num_programs():
 def start(model, optimizer) -> tuple[Program, TrainState]:
     graphdef, params, _, carried = split_model(model)
     state = TrainState(params, carried, optimizer.init(params))
-    return Program(graphdef, optimizer.update), state
+    rows = Rows(make_mesh(), (), ())
+    return Program(graphdef, optimizer.update, rows), state
 
 
 def over(smoothing) -> Graphs:
