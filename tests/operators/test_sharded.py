@@ -505,9 +505,8 @@ def test_leaves_of_a_joint_table_are_smoothed_where_they_are(placed):
     filled = [np.pad(part, ((0, -len(part) % blocks), (0, 0))) for part in rows]
     key = ("users", "items")
     alone = sevo.scale_by_sevo({key: graph})
-    expected, _ = alone.update(
-        updates := dict(zip(key, rows, strict=True)), alone.init(updates)
-    )
+    updates: Any = dict(zip(key, rows, strict=True))
+    expected: Any = alone.update(updates, alone.init(updates))[0]
 
     op = sevo.shard_rows(graph, NamedSharding(mesh, spec), leaves=sizes)
     assert op.num_nodes == sum(len(part) for part in filled)
