@@ -154,6 +154,17 @@ class Bandwidth:
         return {f"{size >> 20} MB": v for size, v in zip(self.sizes, self.speeds)}
 
 
+def _path(name: str) -> Path:
+    clock_name = "" if CLOCK == "wall" else f"-{CLOCK}"
+    return RESULTS / f"{name}-{jax.default_backend()}{clock_name}.json"
+
+
+def earlier(name: str) -> list:
+    """The results that `save` wrote before, if any."""
+    path = _path(name)
+    return json.loads(path.read_text())["results"] if path.exists() else []
+
+
 def save(name: str, results: object) -> Path:
     """Writes results with the machine and the versions they were measured on.
 
@@ -180,8 +191,7 @@ def save(name: str, results: object) -> Path:
             },
         },
     }
-    clock_name = "" if CLOCK == "wall" else f"-{CLOCK}"
-    path = RESULTS / f"{name}-{jax.default_backend()}{clock_name}.json"
+    path = _path(name)
     path.parent.mkdir(exist_ok=True)
     content = json.dumps({"machine": machine_of_run, "results": results}, indent=2)
     path.write_text(content + "\n")
