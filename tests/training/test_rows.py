@@ -114,7 +114,11 @@ def test_a_run_is_that_of_one_device_and_no_device_holds_a_table(split, recipe, 
         states.append(state)
         losses.append(steps["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    for one, many in zip(*map(jax.tree.leaves, states), strict=True):
+    leaves = map(jax.tree_util.tree_leaves_with_path, states)
+    for (path, one), (_, many) in zip(*leaves, strict=True):
+        if "bias_in" in jax.tree_util.keystr(path):
+            # That of the keys changes no softmax: Adam makes steps of its rounding.
+            one, many = (np.delete(x, np.s_[8:16]) for x in (one, many))
         if one.shape != many.shape:
             assert many.sharding.spec == P("rows")
             assert not np.any(np.asarray(many)[len(one) :])
