@@ -1,6 +1,4 @@
 import dataclasses
-import json
-import zlib
 from typing import Any
 
 import jax
@@ -22,7 +20,7 @@ from sevo_jax.training.mesh import (
     split_tables,
 )
 
-MESHES = [(2, 1), (4, 1), (1, 2), (2, 2)]
+MESHES = [(1, 2), (2, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -63,27 +61,6 @@ def test_a_mask_is_the_same_on_a_mesh(masking_recipe, tiny_split):
     np.testing.assert_allclose(results[1], results[0], rtol=2e-5)
     np.testing.assert_allclose(masks[1], masks[0], rtol=1e-6)
     assert 0 < np.count_nonzero(masks[0]) < masks[0].size
-
-
-def test_a_run_goes_on_on_other_devices(short, tiny_split, alone, tmp_path):
-    half = dataclasses.replace(short, epochs=2)
-    output = tmp_path / "run"
-    Trainer(half, tiny_split, mesh=make_mesh(2)).run(
-        seed=1, output=output, progress=False
-    )
-    # A run of two epochs that is asked for four is another run: change what it says.
-    about = next((output / "checkpoints").glob("*/about.json"))
-    text = about.read_text()
-    assert text.count('"epochs": 2') == 1
-    about.write_text(text.replace('"epochs": 2', '"epochs": 4'))
-    manifest = about.with_name("manifest.json")
-    sums = json.loads(manifest.read_text())
-    sums["about.json"] = zlib.crc32(about.read_bytes())
-    manifest.write_text(json.dumps(sums))
-    resumed = Trainer(short, tiny_split, mesh=make_mesh(1, 2)).run(
-        seed=1, output=output, resume=True, progress=False
-    )
-    np.testing.assert_allclose(resumed.losses, alone.losses, rtol=2e-5)
 
 
 def test_ranks_do_not_depend_on_where_users_are(tiny_split, alone):

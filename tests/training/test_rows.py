@@ -123,7 +123,11 @@ def test_a_run_is_that_of_one_device_and_no_device_holds_a_table(split, recipe, 
             assert many.sharding.spec == P("rows")
             assert not np.any(np.asarray(many)[len(one) :])
             many = np.asarray(many)[: len(one)]
-        np.testing.assert_allclose(many, one, rtol=1e-6, atol=1e-6)
+        # Beside its own size: Adam makes of a small gradient a step like any other.
+        difference = np.linalg.norm(np.subtract(many, one))
+        is_table = "embedding" in jax.tree_util.keystr(path)
+        most = 1e-6 if is_table else 3e-6
+        assert difference <= most * np.linalg.norm(one), jax.tree_util.keystr(path)
     measured = [
         each.measure(each.model(state)) for each, state in zip((alone, trainer), states)
     ]
@@ -147,10 +151,10 @@ def test_a_run_goes_on_with_its_rows_on_other_devices(split, recipe, tmp_path):
     whole = recipe("mf-bpr, user-item, every 2")
     alone = Trainer(whole, split).run(seed=1, progress=False)
     result: Any = None
-    for epochs, rows in ((1, 8), (2, 3), (3, 1)):
-        trainer = Trainer(
-            dataclasses.replace(whole, epochs=epochs), split, mesh=make_mesh(rows=rows)
-        )
+    meshes = make_mesh(rows=8), make_mesh(width=2, rows=2), make_mesh()
+    for epochs, mesh in enumerate(meshes, 1):
+        recipe_so_far = dataclasses.replace(whole, epochs=epochs)
+        trainer = Trainer(recipe_so_far, split, mesh=mesh)
         result = trainer.run(
             seed=1, output=tmp_path / "run", resume=epochs > 1, progress=False
         )
