@@ -18,8 +18,8 @@ has a gradient, other rows each step. The candidates:
   and direction, for each hop the product and Horner's rule, of which the last one also
   decays and applies the update. Its result is checked against ``sevo_adamw``.
 
-At ten million rows, of width 16 alone, only AdamW, ``sevo_adamw`` and ``every 8`` have
-room: the run takes 17 GB.
+At ten million rows, of width 16 alone, only AdamW, ``sevo_adamw`` and ``every 8`` are
+measured; 23 GB of memory were not enough for them.
 
 Passes over the table are the bytes that the compiled step reads and writes by XLA's
 own count, over the bytes of the table. A product counts as its operands and its
