@@ -43,7 +43,9 @@ def build(
       ModuleNotFoundError: DuckDB or Ibis is not installed.
       ValueError: an option is for other files; or as `graphs.cooccurrence_sql`.
     """
-    files = _files(data, config)
+    given = data.parquet_columns("--engine", config.kind)
+    assert data.data is not None
+    files = _files(data.data)
     try:
         import duckdb
         import ibis
@@ -54,7 +56,7 @@ def build(
         ) from None
     with tempfile.TemporaryDirectory() as folder, _naming(data.data, duckdb.Error):
         connection = ibis.duckdb.connect(temp_directory=os.path.join(folder, "spilled"))
-        log = _log(connection, files, data)
+        log = _log(connection, files, data.data, given)
         numbered = Path(folder, "items.parquet")
         connection.to_parquet(
             graphs.number_items_sql(log.table, item=log.item), numbered
@@ -84,47 +86,27 @@ def build(
     return graph, [str(name) for name in ids]
 
 
-def _files(data: DataOptions, config: GraphConfig) -> list[str]:
+def _files(address: str) -> list[str]:
     """The files as DuckDB takes them."""
-    if data.data is None:
-        raise ValueError("--engine needs the Parquet files of a log: add --data")
-    for name in ("format", "delimiter", "skip_bad", "k_core"):
-        if getattr(data, name) not in (None, False):
-            raise ValueError(
-                f"--{name.replace('_', '-')} has no effect with --engine, which reads "
-                "Parquet files as they are: leave it out, and filter the files before"
-            )
-    if config.kind != "item-item":
+    if os.path.isdir(address):
+        return [f"{part}" for part in parts(address)]
+    if not address.lower().endswith(".parquet"):
         raise ValueError(
-            f"--kind is {config.kind}, but --engine builds item-item alone"
-        )
-    if os.path.isdir(data.data):
-        return [f"{part}" for part in parts(data.data)]
-    if not data.data.lower().endswith(".parquet"):
-        raise ValueError(
-            f"{data.data}: --engine reads Parquet files, a folder of them or a pattern "
+            f"{address}: --engine reads Parquet files, a folder of them or a pattern "
             "that ends in .parquet: convert it, sevo-jax data --output FILE.parquet"
         )
-    return [data.data]
+    return [address]
 
 
-def _log(connection: Any, files: list[str], data: DataOptions) -> Log:
-    given = {
-        "user": data.user_column,
-        "item": data.item_column,
-        "timestamp": data.timestamp_column,
-    }
-    given = {
-        title: int(column) if column.isdecimal() else column
-        for title, column in given.items()
-        if column is not None
-    }
+def _log(
+    connection: Any, files: list[str], address: str, given: dict[str, str | int]
+) -> Log:
     names = connection.read_parquet(files).columns
-    positions = find(f"{data.data}", names, given)
+    positions = find(address, names, given)
     user, item = names[positions.user], names[positions.item]
     timestamp = None if positions.timestamp is None else names[positions.timestamp]
     if timestamp is None and len(names) > 2:
-        warn_of_order(f"{data.data}", names)
+        warn_of_order(address, names)
     wanted = [_quoted(name) for name in (user, item, timestamp) if name is not None]
     # Which file a row is from, and which of its rows it is.
     wanted += [f"file_index as {_ORDER[0]}", f"file_row_number as {_ORDER[1]}"]

@@ -114,6 +114,35 @@ class DataOptions:
             raise ValueError("options of a file are given without one: add --data")
         return log if self.k_core is None else k_core(log, self.k_core)
 
+    def parquet_columns(self, option: str, kind: str) -> dict[str, str | int]:
+        """The columns that are named, of Parquet files that `option` reads as they are.
+
+        Raises:
+          ValueError: there are no files, an option is for other files, or a graph of
+            this kind is not built from them.
+        """
+        if self.data is None:
+            raise ValueError(f"{option} needs the Parquet files of a log: add --data")
+        for name in ("format", "delimiter", "skip_bad", "k_core"):
+            if getattr(self, name) not in (None, False):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no effect with {option}, which "
+                    "reads Parquet files as they are: leave it out, and filter the "
+                    "files before"
+                )
+        if kind != "item-item":
+            raise ValueError(f"--kind is {kind}, but {option} builds item-item alone")
+        given = {
+            "user": self.user_column,
+            "item": self.item_column,
+            "timestamp": self.timestamp_column,
+        }
+        return {
+            title: int(column) if column.isdecimal() else column
+            for title, column in given.items()
+            if column is not None
+        }
+
 
 def parse(
     command: type[Command],
