@@ -83,7 +83,8 @@ def meet(
     """Waits until all processes are there; JAX aborts those whose partners are not.
 
     Process 0 listens at the address that JAX is to listen at afterwards. Every process
-    calls there, process 0 too, and it lets all of them go on, or says what is wrong.
+    calls there, process 0 too (the address may lead elsewhere), and it lets all of them
+    go on, or says what is wrong.
 
     Args:
       coordinator: as for `connect`.
@@ -109,13 +110,15 @@ def meet(
         server = stack.enter_context(_listen(coordinator)) if not process_id else None
         call = stack.enter_context(_call(address, coordinator, deadline))
         call.sendall(f"{_HELLO} {process_id} of {num_processes}\n".encode())
-        if server is not None:
-            _answer(server, num_processes, seconds, deadline)
         # Process 0 may have begun to wait later, and waits as long.
         call.settimeout(seconds + 5)
         answer = ""
-        with contextlib.suppress(OSError, ValueError):
-            answer = call.makefile(encoding="utf-8").readline(1000).strip()
+        if server is not None:
+            # Its own call may be the last of those that wait at its door.
+            answer = _answer(server, num_processes, seconds, deadline)
+        else:
+            with contextlib.suppress(OSError, ValueError):
+                answer = call.makefile(encoding="utf-8").readline(1000).strip()
     if not answer.startswith("sevo-jax "):
         raise OSError(f"what answers at {coordinator} is not process 0, or is gone")
     if answer != _GO:
@@ -153,8 +156,12 @@ def _call(address: tuple[str, int], coordinator: str, deadline: float) -> socket
 
 def _answer(
     server: socket.socket, num_processes: int, seconds: float, deadline: float
-) -> None:
-    """Waits for all processes and tells them to go on, or what is wrong."""
+) -> str:
+    """Waits for all processes and tells them to go on, or what is wrong.
+
+    Returns:
+      What they are told.
+    """
     callers: list[socket.socket] = []
     present: set[int] = set()
     verdict = _GO
@@ -191,6 +198,7 @@ def _answer(
         for caller in callers:
             with contextlib.suppress(OSError):
                 caller.sendall(f"{verdict}\n".encode())
+    return verdict
 
 
 def is_first() -> bool:

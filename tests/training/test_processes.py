@@ -297,6 +297,27 @@ def test_processes_that_do_not_meet_are_told_why():
     assert messages == 2 * ["process 1 was started as one of 3, process 0 as one of 2"]
 
 
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([(2, 0), (3, 1)], "process 1 was started as one of 3, process 0 as one of 2"),
+        ([(3, 0), (3, 1), (3, 1)], "two processes were started as process 1"),
+    ],
+)
+def test_process_0_is_told_why_when_it_calls_last(calls, message, monkeypatch):
+    listen = processes._listen
+
+    def slow(coordinator):
+        server = listen(coordinator)
+        time.sleep(1.0)  # The others call every 0.2 s.
+        return server
+
+    monkeypatch.setattr(processes, "_listen", slow)
+    address = coordinator()
+    messages = together(*((address, *call) for call in calls))
+    assert messages == len(calls) * [message]
+
+
 def test_other_callers_do_not_disturb_the_meeting():
     address = coordinator()
     host, port = address.split(":")
