@@ -68,6 +68,24 @@ def windows() -> str:
     return markdown(rows)
 
 
+def prefixes() -> str:
+    """Epochs on whole sequences and on one prefix at a time."""
+    ways = {"prefix": "a prefix at a time", "sequence": "sequences"}
+    ways |= {"softmax alone": "the softmax alone"}
+    rows = [["an epoch, Beauty", *ways.values(), "times faster"]]
+    for name, each in read("prefixes")["backbones"].items():
+        found = [each["seconds"].get(way) for way in ways]
+        cells = [
+            f"{one['median']:.1f} s ({one['min']:.1f} to {one['max']:.1f})"
+            if one
+            else ""
+            for one in found
+        ]
+        label = (BACKBONES | GRAPH_MODELS)[name].label
+        rows.append([label, *cells, f"{each['times faster']:.1f}"])
+    return markdown(rows)
+
+
 def step() -> str:
     """A step in multiples of AdamW's, and the bytes it reads and writes."""
     names = {"sevo_adamw": "every step", "every 8": "every 8 steps"}

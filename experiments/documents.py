@@ -15,6 +15,7 @@ from pathlib import Path
 # For the tables on speed.
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import every
+import figure3
 import figure4
 import figure5
 import figure6
@@ -70,11 +71,13 @@ PARTS: dict[str, Callable[[], str]] = {
             "multiplex": lambda: multiplex.CELLS,
         }.items()
     },
+    "figure3": figure3.page,
     "losses": losses.page,
     "pending": lambda: markdown(pending.table()),
     "every-table": lambda: markdown(study.table(every.CELLS)),
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
+    "prefixes": summary.prefixes,
     "windows": summary.windows,
     "step": summary.step,
     "training": summary.training,

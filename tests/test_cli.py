@@ -802,6 +802,19 @@ def test_a_mesh_may_be_asked_for(compared, path, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    "mesh",
+    ["", "2", "data", "data=", "data=0", "data=-1", "rows=two", "data=2;rows=2"]
+    + ["columns=2", "data=2,data=2", "data=2,"],
+)
+def test_a_mesh_that_is_none_is_refused(mesh, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["train", "--output", str(tmp_path / "run"), "--mesh", mesh])
+    message = _unboxed(capsys.readouterr().err)
+    assert f"--mesh is {mesh!r}" in message and "data, width, rows, each" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_graph_of_users_and_items(path, tmp_path, capsys):
     file = tmp_path / "graph.npz"
     args = ["graph", "--data", path, "--recipe", "mf-bpr-ui-beauty", "--output", file]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import documents
 import every
+import figure3
 import figure5
 import figure8
 import jobs
@@ -293,6 +294,38 @@ def test_graph_models_stand_beside_the_paper():
     head, *rows = table3.graph_models()
     assert len(rows) == 16 and {len(row) for row in rows} == {len(head)}
     assert rows[0][:2] == ["Beauty", "LightGCN"] and rows[0][4] == "0.0240"
+
+
+@pytest.fixture
+def costs(monkeypatch, tmp_path):
+    """Two models that are measured; one of them, and another, are trained."""
+    seconds = {
+        part: {
+            f"sevo_jax, {label}": {"median": median}
+            for label, median in (("AdamW", 6.0), ("SEvo-AdamW", 12.0))
+        }
+        for part in ("training", "ranking")
+    }
+    path = tmp_path / "backbones.json"
+    backbones = {"lightgcn": seconds, "sasrec": seconds}
+    path.write_text(json.dumps({"results": {"backbones": backbones}}))
+    runs = {
+        seed: {"test": {"NDCG@10": ndcg}, "best_epoch": epoch}
+        for seed, ndcg, epoch in ((0, 0.2, 10), (3, 0.4, 30))
+    }
+    found = {"lightgcn": ({}, {}), "sasrec": (runs, {}), "stosa": (runs, runs)}
+    monkeypatch.setattr(figure3, "SECONDS", path)
+    monkeypatch.setattr(figure3, "PICTURE", tmp_path / "figure3.png")
+    monkeypatch.setattr(figure3, "cell", lambda name, data: found.get(name, ({}, {})))
+
+
+def test_quality_stands_beside_what_it_costs(costs, monkeypatch, capsys):
+    expected = ["0.3000 ± 0.1414", "12.00", "20", "4.0", "12.00"]
+    assert figure3.table()[1:] == [["SASRec, SEvo-AdamW", *expected]]
+    assert "not measured yet: LightGCN" in figure3.page()
+    run("figure3", monkeypatch, "draw")
+    assert figure3.PICTURE.stat().st_size > 1000
+    assert "![figure3](results/figure3.png)" in figure3.page()
 
 
 def test_progress_is_that_of_the_stored_runs():

@@ -274,12 +274,24 @@ class Assembly:
             return optax.with_extra_args_support(given(self.smoothing))
         given = optax.with_extra_args_support(given)
 
+        def init(params):
+            try:
+                return given.init(params)
+            except ValueError as error:
+                if not self.rows.num_rows:
+                    raise
+                raise ValueError(
+                    f"the optimizer does not fit tables whose rows are split: {error}; "
+                    "or give a function that makes it of the graphs by leaf name, "
+                    "which are split likewise"
+                ) from error
+
         def update(updates, state, params=None, *, graphs=None, **extra_args):
             # It has graphs of its own, under names of its own.
             del graphs
             return given.update(updates, state, params, **extra_args)
 
-        return optax.GradientTransformationExtraArgs(given.init, update)
+        return optax.GradientTransformationExtraArgs(init, update)
 
     def _identify_given(self, graphs: Any, optimizer: Any) -> dict[str, Any]:
         """The part of `identity` that comes from files and from Python."""

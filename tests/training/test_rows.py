@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from sevo_jax import sevo_adamw
 from sevo_jax.data import leave_one_out
 from sevo_jax.evaluation import ranking
 from sevo_jax.models import (
@@ -164,6 +165,17 @@ def test_a_run_goes_on_with_its_rows_on_other_devices(split, recipe, tmp_path):
             np.testing.assert_array_equal(getattr(saved, name)[...], table)
     np.testing.assert_allclose(result.losses, alone.losses, rtol=1e-6)
     assert result.test == alone.test
+
+
+def test_an_optimizer_with_graphs_of_its_own_is_told_what_to_do(split, recipe):
+    mesh, mine = make_mesh(rows=8), recipe("mf-bpr")
+    graphs = dict(Trainer(mine, split).smoothing)
+    with pytest.raises(ValueError, match="rows are split.*give a function that makes"):
+        Trainer(mine, split, optimizer=sevo_adamw(1e-3, graphs), mesh=mesh)
+    trainer = Trainer(
+        mine, split, optimizer=lambda graphs: sevo_adamw(1e-3, graphs), mesh=mesh
+    )
+    assert trainer.optimizer_name == "custom"
 
 
 @pytest.mark.parametrize("model", ["lightgcn", "maerec"])
