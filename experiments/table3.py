@@ -56,7 +56,12 @@ OPTIMIZERS = ("sevo_adamw", "adamw")
 SEEDS = range(5)
 NUM_AUTHORS_SEEDS = 5
 # The recipe's `sampling` that draws samples as the authors do.
-AUTHORS_SAMPLING = {"gru4rec": "prefix", "bert4rec": "loaders"}
+AUTHORS_SAMPLING = {
+    "gru4rec": "prefix",
+    "bert4rec": "loaders",
+    "sr-gnn": "prefix",
+    "lessr": "prefix",
+}
 
 
 def job(backbone: str, dataset: str, optimizer: str, seed: int) -> Job:

@@ -69,6 +69,7 @@ def test_the_page_names_every_script(name):
         (["tuning", "table", "--only", "lessr"], "LESSR"),
         (["tuning", "table", "--dataset", "tools", "--markdown"], "| GRU4Rec |"),
         (["sampling", "table"], "the authors, SEvo, 5 seeds"),
+        (["sampling", "table", "--backbone", "lessr"], "the paper  0.0088"),
     ],
 )
 def test_tables_are_printed(arguments, expected, monkeypatch, capsys):
