@@ -61,12 +61,11 @@ def rows() -> dict[tuple[str, str], Row]:
     measured = json.loads(SECONDS.read_text())["results"]["backbones"]
     found = {}
     for model, about in MODELS.items():
-        results = dict(zip(OPTIMIZERS, cell(model, "beauty"), strict=True))
-        for optimizer, label in LABELS.items():
+        for optimizer, runs in zip(OPTIMIZERS, cell(model, "beauty"), strict=True):
             # One of MF-BPR's graphs stands for both where there is none.
             if optimizer == "adamw" and about.plain != model:
                 continue
-            runs, seconds = results[optimizer], measured.get(model)
+            label, seconds = LABELS[optimizer], measured.get(model)
             if runs and seconds:
                 epochs = [each["best_epoch"] for each in runs.values()]
                 found[model, optimizer] = Row(

@@ -16,7 +16,8 @@ finds and the recipe are both trained for all epochs, and again the better valid
 NDCG@10 decides. That is then trained from each seed.
 
 The settings of the paper's graph models are unpublished too: ``--only lightgcn
---optimizers adamw`` searches theirs.
+--optimizers adamw`` searches theirs, from `START` on where the recipe holds by now what
+was found.
 
 Runs are resumable and may be done side by side, as those of ``table3.py``; results go
 to ``results/tuning``. `table` prints what was chosen, and the test metrics beside those
@@ -70,6 +71,10 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) 
         "learning_rate": RATES,
     },
 }
+START: dict[str, dict[str, float]] = {
+    "sr-gnn": {"learning_rate": 1e-3, "weight_decay": 0.1},
+}
+"""Where the search of a recipe began that holds what it found."""
 # A run of the search has one in so many of a recipe's epochs.
 SEARCH_SHARE = dict.fromkeys(table3.MODELS, 4)
 SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20, "maerec": 10}
@@ -155,13 +160,15 @@ def chosen(
       work: folder to do missing runs in; None does none.
     """
     backbone = _of_one_graph(backbone, optimizer)
-    recipe = recipe_of(backbone, dataset, optimizer)
-    found = _search(backbone, dataset, recipe, work)
+    start = recipe_of(backbone, dataset, optimizer)
+    for name, value in START.get(backbone, {}).items():
+        start = with_value(start, name, value)
+    found = _search(backbone, dataset, start, work)
     if found is None:
         return None
-    # The recipe first: of equals, it stays.
+    # Where it started first: of equals, that stays.
     return best_of(
-        [recipe, found], lambda each: final_job(backbone, dataset, each, 0), work
+        [start, found], lambda each: final_job(backbone, dataset, each, 0), work
     )
 
 
