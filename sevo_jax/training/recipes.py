@@ -93,9 +93,12 @@ _MAEREC = Recipe(
     epochs=100,
 )
 # The paper's are unpublished: the batches and epochs of SR-GNN's authors, who let the
-# learning rate fall; not tuned.
+# learning rate fall; rate and decay by validation on Beauty (experiments/tuning.py).
 _SR_GNN = Recipe(
-    "sr-gnn", optimizer=OptimizerConfig("adamw"), batch_size=100, epochs=30
+    "sr-gnn",
+    optimizer=OptimizerConfig("adamw", learning_rate=5e-3, weight_decay=0.01),
+    batch_size=100,
+    epochs=30,
 )
 # RecBoard's for Beauty.
 _LESSR = Recipe(
