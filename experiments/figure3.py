@@ -146,10 +146,12 @@ def draw() -> Figure:
                 lw=0.8,
                 zorder=0,
             )
+            # MF-BPR's two graphs come to nearly the same point.
+            below = model == "mf-bpr-ui"
             axes.annotate(
                 about.label,
                 (ends[-1].minutes, ends[-1].mean),
-                xytext=(6, 5),
+                xytext=(6, -12 if below else 5),
                 textcoords="offset points",
                 fontsize=8,
             )
