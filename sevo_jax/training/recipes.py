@@ -77,12 +77,14 @@ _BERT4REC = Recipe(
     "bert4rec", optimizer=OptimizerConfig(b2=0.95), batch_size=256, epochs=500
 )
 _STOSA = _vary(Recipe("stosa"), max_len=100, batch_size=256, epochs=500)
-# The paper's of these are unpublished: RecBoard's, by an author of it.
+# The paper's of these are unpublished: RecBoard's, by an author of it. A run of a graph
+# model stops where it has not been better for a tenth of its epochs, or a fifth.
 _LIGHTGCN = Recipe(
     "lightgcn",
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
     batch_size=2048,
     epochs=1000,
+    patience=20,
 )
 # Likewise: the authors', but for the width, as all models here have it, and the
 # epochs; the authors stop after 20, chosen by another protocol.
@@ -91,6 +93,7 @@ _MAEREC = Recipe(
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
     batch_size=256,
     epochs=100,
+    patience=4,
 )
 # The paper's are unpublished: the batches and epochs of SR-GNN's authors, who let the
 # learning rate fall; rate and decay by validation on Beauty (experiments/tuning.py).
@@ -106,6 +109,7 @@ _LESSR = Recipe(
     optimizer=OptimizerConfig("adamw", weight_decay=1e-6),
     batch_size=512,
     epochs=100,
+    patience=4,
 )
 # The softmax over all items, which the paper trains none of its backbones with. As far
 # as they are known, the settings of RecBoard's numbers with it; not tuned for SEvo.
