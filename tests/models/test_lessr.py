@@ -12,8 +12,9 @@ from helpers import assert_trees_close
 from scipy import stats
 
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
-from sevo_jax.models import MODELS, layers, lessr
+from sevo_jax.models import MODELS, layers
 from sevo_jax.models.lessr import LESSR, LESSRConfig
+from sevo_jax.models.session_graphs import BatchNorm
 from sevo_jax.samples.packing import left_pad
 from sevo_jax.samples.prefixes import RunBatch, Sampling
 from sevo_jax.training import GraphConfig, OptimizerConfig, Recipe, Trainer
@@ -374,7 +375,7 @@ def test_normalisation_weighs_cells():
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(5, 3)), np.array([2.0, 0, 1, 3, 1])
     x[1] = 1e6
-    norm = lessr.BatchNorm(3)
+    norm = BatchNorm(3)
     out = norm(jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
     repeated = np.repeat(x, weights.astype(int), axis=0)
     expected = (x - repeated.mean(0)) / np.sqrt(repeated.var(0) + 1e-5)
