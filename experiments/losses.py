@@ -17,8 +17,8 @@ each time keeping the best. SEvo has one more, beta, and so many fewer learning 
 A trial has half of the recipe's epochs and the seed 0; only validation NDCG@10 counts,
 and the test metrics are not even written down. What is found is trained for all epochs
 from each seed. SASRec on Beauty is also trained with a beta that goes to 0 by the last
-epoch, in a line or along a cosine. Runs are resumable and may be done side by side;
-trials and runs go to ``results/losses``.
+epoch, in a line or along a cosine, and with Muon on its matrices. Runs are resumable
+and may be done side by side; trials and runs go to ``results/losses``.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+import optax.contrib
 import paper
 import study
 import tables
@@ -40,11 +42,13 @@ from paper import DATASETS, RESULTS
 from table3 import SEEDS
 from tuning import SHORT, best_of, value_of, with_value
 
+import sevo_jax as sevo
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, measure
 from sevo_jax.models import Recommender
 from sevo_jax.reports import plots
 from sevo_jax.training import RECIPES, Recipe, load
+from sevo_jax.training.optimizers import SEVO
 
 FOLDER = RESULTS / "losses"
 SEARCH_SHARE = 2
@@ -195,7 +199,11 @@ TUNED = [
 MAPPED = ("beauty", "tools")
 DRAWN = (1, 8, 64, 512)
 PERCENTS = (10, 30, 100)
-SHAPES = ("linear", "cosine")
+VARIANTS = {
+    "linear": "β linear to 0",
+    "cosine": "β cosine to 0",
+    "muon": "Muon on matrices",
+}
 
 
 def with_all(dataset: str, percent: int = 100) -> Point:
@@ -226,18 +234,48 @@ def all_points() -> list[Point]:
     return list(points.values())
 
 
-def scheduled(shape: str, seed: int, quick: bool) -> Job | None:
-    """SASRec on Beauty as the search found it, its beta on the way to 0."""
+def sevo_adamw_muon(
+    learning_rate, graphs, b1=0.9, b2=0.999, weight_decay=0.1, *, beta=0.99
+) -> optax.GradientTransformation:
+    """SEvo-AdamW on tables and vectors, Muon on the matrices between them.
+
+    Muon's updates are scaled to the size of Adam's, so that the learning rate and the
+    decay of the one fit the other: Liu et al., "Muon is scalable for LLM training",
+    2025.
+    """
+
+    def label(path, leaf):
+        is_table = "embedding" in jax.tree_util.keystr(path)
+        return "muon" if leaf.ndim == 2 and not is_table else "sevo"
+
+    ours = sevo.sevo_adamw(
+        learning_rate, graphs, b1=b1, b2=b2, weight_decay=weight_decay, beta=beta
+    )
+    muon = optax.contrib.muon(
+        learning_rate, weight_decay=weight_decay, consistent_rms=0.2
+    )
+    return optax.partition(
+        {"sevo": ours, "muon": muon},
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )
+
+
+SEVO["sevo_adamw_muon"] = sevo_adamw_muon
+
+
+def varied(variant: str, seed: int, quick: bool) -> Job | None:
+    """SASRec on Beauty as the search found it, with one of `VARIANTS`."""
     point = with_all("beauty")
     recipe = point.chosen("sevo", quick)
     if recipe is None:
         return None
-    optimizer = dataclasses.replace(
-        recipe.optimizer, beta_schedule=shape, beta_epochs=float(recipe.epochs)
-    )
+    changes: dict[str, Any] = {"name": "sevo_adamw_muon"}
+    if variant != "muon":
+        changes = {"beta_schedule": variant, "beta_epochs": float(recipe.epochs)}
+    optimizer = dataclasses.replace(recipe.optimizer, **changes)
     recipe = dataclasses.replace(recipe, optimizer=optimizer)
     job = point.job("sevo", recipe, seed, quick)
-    return dataclasses.replace(job, name=f"{job.name}-{shape}")
+    return dataclasses.replace(job, name=f"{job.name}-{variant}")
 
 
 def train_by_popularity(
@@ -281,9 +319,9 @@ def run(options: argparse.Namespace) -> None:
             for group in [jobs] if together else [[job] for job in jobs]:
                 do(group, work, train_by_popularity)
     if with_all("beauty").name.startswith(tuple(options.only)):
-        for shape in SHAPES:
+        for variant in VARIANTS:
             for seed in options.seeds:
-                job = scheduled(shape, seed, options.quick)
+                job = varied(variant, seed, options.quick)
                 do([job] if job else [], work)
 
 
@@ -300,13 +338,13 @@ def table(quick: bool = False) -> list[list[str]]:
             reached = when_reached(found["plain"], found["sevo"])
         title = DATASETS[point.dataset]
         rows.append([title, point.label, *cells, change, reached])
-    for shape in SHAPES:
-        jobs = (scheduled(shape, seed, quick) for seed in SEEDS)
+    for variant, label in VARIANTS.items():
+        jobs = (varied(variant, seed, quick) for seed in SEEDS)
         found = results_of(job for job in jobs if job)
         if found:
             mean = tables.spread(tables.column(found, METRIC))
             cell = f"{mean} ({tables.seeds(found)})"
-            rows.append(["Beauty", f"SASRec, β {shape} to 0", "", cell, "", ""])
+            rows.append(["Beauty", f"SASRec, {label}", "", cell, "", ""])
     return rows
 
 

@@ -15,6 +15,7 @@ import every
 import figure3
 import figure5
 import figure8
+import jax.numpy as jnp
 import jobs
 import losses
 import numpy as np
@@ -28,10 +29,12 @@ import table3
 import tables
 import tuning
 
+import sevo_jax as sevo
 from sevo_jax.data import write
 from sevo_jax.data.synthetic import planted
 from sevo_jax.evaluation import PAPER_METRICS
-from sevo_jax.training import Recipe, Trainer, find_recipe, load
+from sevo_jax.training import OptimizerConfig, Recipe, Trainer, find_recipe, load
+from sevo_jax.training.optimizers import make_optimizer
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NO_SCRIPTS = {"jobs", "paper", "smoothness", "study", "tables"}
@@ -637,9 +640,9 @@ def test_both_optimizers_have_as_many_trials(invented):
 
 def test_a_plain_run_differs_from_one_with_sevo_in_the_optimizer_alone():
     for point in losses.all_points():
-        plain, sevo = map(point.recipe, losses.KINDS)
-        assert plain != sevo
-        assert dataclasses.replace(plain, optimizer=sevo.optimizer) == sevo
+        plain, ours = map(point.recipe, losses.KINDS)
+        assert plain != ours
+        assert dataclasses.replace(plain, optimizer=ours.optimizer) == ours
     of_bsarec = losses.Point("", "bsarec", "beauty")
     assert of_bsarec.recipe("plain").optimizer.num_layers == 0
     assert of_bsarec.recipe("sevo").optimizer.num_layers == 3
@@ -654,6 +657,8 @@ def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys
     )
     assert "| epoch 5 (10 s); SEvo epoch 5 (10 s) |" in shown
     assert "| Beauty | SASRec, β cosine to 0 | | 0.15" in shown
+    assert "| Beauty | SASRec, Muon on matrices | | 0.15" in shown
+    assert "| Beauty | SASRec, Muon on matrices | | 0.15" in shown
     (name,) = {name for name in invented if name.endswith("-linear-seed3")}
     optimizer = invented[name].recipe.optimizer
     assert optimizer.beta_schedule == "linear" and optimizer.beta_epochs == 200
@@ -661,6 +666,37 @@ def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys
     run("losses", monkeypatch, "draw")
     assert (tmp_path / "losses.png").stat().st_size > 1000
     assert losses.page().startswith("![losses](results/losses.png)")
+
+
+def test_muon_takes_the_matrices_and_sevo_the_rest():
+    rng = np.random.default_rng(0)
+    shapes = {"item_embedding": (9, 4), "position_embedding": (3, 4)}
+    shapes |= {"kernel": (4, 12), "bias": (12,)}
+    params, gradients = (
+        {k: jnp.asarray(rng.normal(size=v), jnp.float32) for k, v in shapes.items()}
+        for _ in range(2)
+    )
+    graph = sevo.graphs.cooccurrence([[0, 1, 2, 3], [4, 5, 6, 7, 8]], 9)
+    graphs = {"item_embedding": graph}
+    rate, decay = 1e-3, 0.1
+
+    def first_update(optimizer, params, gradients):
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    config = OptimizerConfig("sevo_adamw_muon", rate, weight_decay=decay)
+    found = first_update(make_optimizer(config, graphs), params, gradients)
+    expected = first_update(
+        sevo.sevo_adamw(rate, graphs, weight_decay=decay), params, gradients
+    )
+    # In float64: five steps towards the nearest orthogonal matrix, of the momentum.
+    x = np.asarray(gradients["kernel"], np.float64)
+    x /= np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    expected["kernel"] = -rate * (0.2 * 12**0.5 * x + decay * params["kernel"])
+    for name in shapes:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-7)
 
 
 def test_what_of_the_losses_is_not_run_is_said(monkeypatch):
