@@ -116,9 +116,10 @@ _LESSR = Recipe(
 _CE: dict[str, Any] = dict(
     learning_rate=5e-4, weight_decay=0.0, beta=0.5, dropout=0.5, loss="ce"
 )
-_SASREC_CE = _vary(_SASREC, **_CE)
-_GRU4REC_CE = _vary(_GRU4REC, **_CE, epochs=100)
-_ZERO_BLOCK = _vary(Recipe("zero-block"), **_CE)
+_PATIENCE = 6
+_SASREC_CE = _vary(_SASREC, **_CE, patience=_PATIENCE)
+_GRU4REC_CE = _vary(_GRU4REC, **_CE, epochs=100, patience=_PATIENCE)
+_ZERO_BLOCK = _vary(Recipe("zero-block", patience=_PATIENCE), **_CE)
 # RecBoard's. Its Adam has the decay in the gradient, as SEvo-Adam of no layers has.
 _BSAREC = Recipe(
     "bsarec",
@@ -127,6 +128,7 @@ _BSAREC = Recipe(
     ),
     batch_size=256,
     epochs=200,
+    patience=_PATIENCE,
 )
 # Quick ones, for the built-in log.
 _SMALL: dict[str, Any] = dict(learning_rate=3e-3, max_len=20)
