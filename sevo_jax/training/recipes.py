@@ -112,7 +112,8 @@ _LESSR = Recipe(
     patience=4,
 )
 # The softmax over all items, which the paper trains none of its backbones with. As far
-# as they are known, the settings of RecBoard's numbers with it; not tuned for SEvo.
+# as they are known, the settings of RecBoard's numbers with it; not tuned for SEvo. An
+# epoch is dear: a run stops once it has not been better for 30.
 _CE: dict[str, Any] = dict(
     learning_rate=5e-4, weight_decay=0.0, beta=0.5, dropout=0.5, loss="ce"
 )
