@@ -126,6 +126,7 @@ def test_recipes_of_recboard_for_bsarec(dataset, dropout):
         ),
         batch_size=256,
         epochs=200,
+        patience=6,
     )
 
 
