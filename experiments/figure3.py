@@ -159,7 +159,7 @@ def draw() -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
     axes.margins(x=0.12)
-    study.legend(axes, loc="lower right")
+    study.legend(axes, loc="lower left")
     return figure
 
 
