@@ -237,7 +237,7 @@ def all_points() -> list[Point]:
 
 def sevo_adamw_muon(
     learning_rate, graphs, b1=0.9, b2=0.999, weight_decay=0.1, *, beta=0.99
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """SEvo-AdamW on tables and vectors, Muon on the matrices between them.
 
     Muon's updates are scaled to the size of Adam's, so that the learning rate and the
@@ -255,10 +255,11 @@ def sevo_adamw_muon(
     muon = optax.contrib.muon(
         learning_rate, weight_decay=weight_decay, consistent_rms=0.2
     )
-    return optax.partition(
+    both = optax.partition(
         {"sevo": ours, "muon": muon},
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
+    return optax.with_extra_args_support(both)
 
 
 SEVO["sevo_adamw_muon"] = sevo_adamw_muon

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import documents
 import every
@@ -677,10 +678,10 @@ def test_muon_takes_the_matrices_and_sevo_the_rest():
         for _ in range(2)
     )
     graph = sevo.graphs.cooccurrence([[0, 1, 2, 3], [4, 5, 6, 7, 8]], 9)
-    graphs = {"item_embedding": graph}
+    graphs: dict[Any, Any] = {"item_embedding": graph}
     rate, decay = 1e-3, 0.1
 
-    def first_update(optimizer, params, gradients):
+    def first_update(optimizer, params, gradients) -> Any:
         return optimizer.update(gradients, optimizer.init(params), params)[0]
 
     config = OptimizerConfig("sevo_adamw_muon", rate, weight_decay=decay)
