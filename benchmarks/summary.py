@@ -86,6 +86,23 @@ def prefixes() -> str:
     return markdown(rows)
 
 
+def losses() -> str:
+    """Epochs of SASRec by loss and optimizer."""
+    labels = {"adamw": "AdamW", "sevo_adamw": "SEvo-AdamW"}
+    rows = [["an epoch of SASRec, Beauty", *labels.values(), "SEvo over AdamW"]]
+    found: dict[str, list[dict]] = {}
+    for name, each in read("losses")["seconds"].items():
+        found.setdefault(name.rpartition(" ")[0], []).append(each)
+    for loss, ways in found.items():
+        cells = [
+            f"{each['median']:.2f} s ({each['min']:.2f} to {each['max']:.2f})"
+            for each in ways
+        ]
+        plain, sevo = (each["median"] for each in ways)
+        rows.append([f"`{loss}`", *cells, f"{100 * (sevo / plain - 1):+.0f} %"])
+    return markdown(rows)
+
+
 def step() -> str:
     """A step in multiples of AdamW's, and the bytes it reads and writes."""
     names = {"sevo_adamw": "every step", "every 8": "every 8 steps"}
