@@ -73,12 +73,13 @@ def test_the_page_names_every_script(name):
         (["tuning", "table", "--only", "lessr"], "LESSR"),
         (["tuning", "table", "--dataset", "tools", "--markdown"], "| GRU4Rec |"),
         (["sampling", "table"], "the authors, SEvo, 5 seeds"),
-        (["sampling", "table", "--backbone", "lessr"], "the paper  0.0088"),
+        (["sampling", "table", "--backbone", "lessr"], "the paper 0.0088"),
     ],
 )
 def test_tables_are_printed(arguments, expected, monkeypatch, capsys):
     run(*arguments[:1], monkeypatch, *arguments[1:])
-    assert expected in capsys.readouterr().out
+    # The width of a column follows its numbers.
+    assert expected in re.sub(" +", " ", capsys.readouterr().out)
 
 
 @pytest.fixture
