@@ -579,6 +579,7 @@ def test_the_recipes_are_the_authors(dataset):
         graph=GraphConfig(max_len=max_len),
         batch_size=256,
         epochs=100,
+        patience=4,
     )
     assert RECIPES[f"maerec-{dataset}"] == expected
 
