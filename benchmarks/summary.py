@@ -86,12 +86,12 @@ def prefixes() -> str:
     return markdown(rows)
 
 
-def losses() -> str:
+def objectives() -> str:
     """Epochs of SASRec by loss and optimizer."""
     labels = {"adamw": "AdamW", "sevo_adamw": "SEvo-AdamW"}
     rows = [["an epoch of SASRec, Beauty", *labels.values(), "SEvo over AdamW"]]
     found: dict[str, list[dict]] = {}
-    for name, each in read("losses")["seconds"].items():
+    for name, each in read("objectives")["seconds"].items():
         found.setdefault(name.rpartition(" ")[0], []).append(each)
     for loss, ways in found.items():
         cells = [

@@ -78,7 +78,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "smoothing": summary.smoothing,
     "backbones": summary.backbones,
     "prefixes": summary.prefixes,
-    "losses-speed": summary.losses,
+    "objectives": summary.objectives,
     "windows": summary.windows,
     "step": summary.step,
     "training": summary.training,

@@ -1,13 +1,13 @@
 """Seconds of an epoch of SASRec by the loss it is trained with.
 
-    python benchmarks/losses.py
+    python benchmarks/objectives.py
 
 Beauty by the recipe of `sasrec-ce-beauty`, with AdamW and with SEvo-AdamW, which cost
 more where a step has more items to score: the published loss with one negative a
 target, softmax and binary losses over drawn items, and the softmax over all 12,101. The
 compiled epochs take turns on batches that are drawn already; the first turn, which
 compiles, is not counted. Needs ``sevo-jax[train]``. Prints a table and writes
-``results/losses-PLATFORM.json``.
+``results/objectives-PLATFORM.json``.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
         times = row[0] / seconds["bce adamw"]["median"]
         print(f"{loss:<20}{row[0]:15.2f}{row[1]:15.2f}{times:15.1f}")
     results = {"rounds": options.rounds, "seconds": seconds}
-    print("written to", save("losses", results))
+    print("written to", save("objectives", results))
 
 
 if __name__ == "__main__":
