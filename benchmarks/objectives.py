@@ -2,12 +2,11 @@
 
     python benchmarks/objectives.py
 
-Beauty by the recipe of `sasrec-ce-beauty`, with AdamW and with SEvo-AdamW, which cost
-more where a step has more items to score: the published loss with one negative a
-target, softmax and binary losses over drawn items, and the softmax over all 12,101. The
-compiled epochs take turns on batches that are drawn already; the first turn, which
-compiles, is not counted. Needs ``sevo-jax[train]``. Prints a table and writes
-``results/objectives-PLATFORM.json``.
+Beauty by the recipe of `sasrec-ce-beauty`, with AdamW and with SEvo-AdamW: the
+published loss with one negative a target, softmax and binary losses over drawn items,
+and the softmax over all 12,101. The compiled epochs take turns on batches that are
+drawn already; the first turn, which compiles, is not counted. Needs
+``sevo-jax[train]``. Prints a table and writes ``results/objectives-PLATFORM.json``.
 """
 
 import argparse

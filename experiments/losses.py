@@ -274,6 +274,8 @@ def varied(variant: str, seed: int, quick: bool) -> Job | None:
     changes: dict[str, Any] = {"name": "sevo_adamw_muon"}
     if variant != "muon":
         changes = {"beta_schedule": variant, "beta_epochs": float(recipe.epochs)}
+        # It ends where beta does, not before.
+        recipe = dataclasses.replace(recipe, patience=None)
     optimizer = dataclasses.replace(recipe.optimizer, **changes)
     recipe = dataclasses.replace(recipe, optimizer=optimizer)
     job = point.job("sevo", recipe, seed, quick)

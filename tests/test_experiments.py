@@ -664,6 +664,7 @@ def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys
     (name,) = {name for name in invented if name.endswith("-linear-seed3")}
     optimizer = invented[name].recipe.optimizer
     assert optimizer.beta_schedule == "linear" and optimizer.beta_epochs == 200
+    assert invented[name].recipe.patience is None
     monkeypatch.setattr(losses, "RESULTS", tmp_path)
     run("losses", monkeypatch, "draw")
     assert (tmp_path / "losses.png").stat().st_size > 1000

@@ -77,8 +77,9 @@ _BERT4REC = Recipe(
     "bert4rec", optimizer=OptimizerConfig(b2=0.95), batch_size=256, epochs=500
 )
 _STOSA = _vary(Recipe("stosa"), max_len=100, batch_size=256, epochs=500)
-# The paper's of these are unpublished: RecBoard's, by an author of it. A run of a graph
-# model stops where it has not been better for a tenth of its epochs, or a fifth.
+# The paper's of these are unpublished: RecBoard's, by an author of it. A run of it
+# stops where it has not been better for a tenth of its epochs; of MAERec and LESSR,
+# for a fifth.
 _LIGHTGCN = Recipe(
     "lightgcn",
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
