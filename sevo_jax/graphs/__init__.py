@@ -9,14 +9,11 @@ whose int32 indices are sorted by row, unique and flagged so. What consumes a gr
 from sevo_jax.graphs._archive import load, save
 from sevo_jax.graphs._attributes import shared_attributes
 from sevo_jax.graphs._bipartite import bipartite
+from sevo_jax.graphs._build_parts import cooccurrence_parts, from_edges_parts
 from sevo_jax.graphs._cooccurrence import cooccurrence
 from sevo_jax.graphs._directed import from_directed
 from sevo_jax.graphs._edges import from_edges
-from sevo_jax.graphs._parts import (
-    GraphParts,
-    cooccurrence_parts,
-    from_edges_parts,
-)
+from sevo_jax.graphs._parts import GraphParts
 from sevo_jax.graphs._sql import cooccurrence_sql, number_items_sql
 
 __all__ = [

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import sevo_jax as sevo
 from sevo_jax import graphs, operators
-from sevo_jax.graphs import GraphParts, _edges, _parts
+from sevo_jax.graphs import GraphParts, _build_parts, _edges, _parts
 from sevo_jax.operators import _adjacency, _blocks
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -61,7 +61,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("num_parts", "options"), OPTIONS.values(), ids=OPTIONS)
 def test_the_same_graph_as_in_memory(tmp_path, monkeypatch, num_parts, options):
     # Files are read back by several batches.
-    monkeypatch.setattr(_parts, "_BATCH", 8)
+    monkeypatch.setattr(_build_parts, "_BATCH", 8)
     built = graphs.cooccurrence_parts(
         tmp_path / "items", iter(walks()), NUM_ITEMS, num_parts=num_parts, **options
     )
