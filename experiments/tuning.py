@@ -65,20 +65,23 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) 
         "learning_rate": RATES,
     },
     "maerec": {
-        "reconstruction_weight": (0.0, 0.1, 1.0),
         "dropout": (0.1, 0.3, 0.5),
         "num_blocks": (1, 2, 3),
         "learning_rate": RATES,
+        "weight_decay": (0.0, 0.1, 0.5),
+        # Last, as a reconstruction takes most of the time of a run.
+        "reconstruction_weight": (0.0, 0.01, 0.1, 1.0),
     },
 }
 START: dict[str, dict[str, float]] = {
     "sr-gnn": {"learning_rate": 1e-3, "weight_decay": 0.1},
     "lessr": {"learning_rate": 1e-3, "weight_decay": 1e-6, "dropout": 0.7},
+    "maerec": {"reconstruction_weight": 0.0},
 }
-"""Where the search of a recipe began that holds what it found."""
+"""Where a search starts, if not from the recipe: the recipe may hold what it found."""
 # A run of the search has one in so many of a recipe's epochs.
 SEARCH_SHARE = dict.fromkeys(table3.MODELS, 4)
-SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20, "maerec": 10}
+SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20, "maerec": 2}
 SHORT = {
     "weight_decay": ("wd", "decay"),
     "dropout": ("drop", "dropout"),
