@@ -70,7 +70,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) 
         "learning_rate": RATES,
         "weight_decay": (0.0, 0.1, 0.5),
         # Last, as a reconstruction takes most of the time of a run.
-        "reconstruction_weight": (0.0, 0.01, 0.1, 1.0),
+        "reconstruction_weight": (0.0, 0.01, 0.1),
     },
 }
 START: dict[str, dict[str, float]] = {
