@@ -81,7 +81,7 @@ START: dict[str, dict[str, float]] = {
 """Where a search starts, if not from the recipe: the recipe may hold what it found."""
 # A run of the search has one in so many of a recipe's epochs.
 SEARCH_SHARE = dict.fromkeys(table3.MODELS, 4)
-SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20, "maerec": 2}
+SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20}
 SHORT = {
     "weight_decay": ("wd", "decay"),
     "dropout": ("drop", "dropout"),

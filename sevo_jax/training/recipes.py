@@ -78,8 +78,7 @@ _BERT4REC = Recipe(
 )
 _STOSA = _vary(Recipe("stosa"), max_len=100, batch_size=256, epochs=500)
 # The paper's of these are unpublished: RecBoard's, by an author of it. A run of it
-# stops where it has not been better for a tenth of its epochs; of MAERec and LESSR,
-# for a fifth.
+# stops where it has not been better for a tenth of its epochs; of LESSR, for a fifth.
 _LIGHTGCN = Recipe(
     "lightgcn",
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
@@ -93,7 +92,7 @@ _MAEREC = Recipe(
     "maerec",
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
     batch_size=256,
-    epochs=100,
+    epochs=200,
     patience=4,
 )
 # The paper's are unpublished: the batches and epochs of SR-GNN's authors, who let the
