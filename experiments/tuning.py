@@ -76,9 +76,8 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) 
 START: dict[str, dict[str, float]] = {
     "sr-gnn": {"learning_rate": 1e-3, "weight_decay": 0.1},
     "lessr": {"learning_rate": 1e-3, "weight_decay": 1e-6, "dropout": 0.7},
-    "maerec": {"reconstruction_weight": 0.0},
 }
-"""Where a search starts, if not from the recipe: the recipe may hold what it found."""
+"""Where the search of a recipe began that holds what it found."""
 # A run of the search has one in so many of a recipe's epochs.
 SEARCH_SHARE = dict.fromkeys(table3.MODELS, 4)
 SEARCH_SHARE |= {"stosa": 8, "bert4rec": 8, "lightgcn": 20, "lessr": 20}

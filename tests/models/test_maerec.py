@@ -553,7 +553,7 @@ def test_a_graph_of_other_nodes_is_refused():
 
 
 @pytest.mark.parametrize("dataset", ["beauty", "toys", "tools", "ml-1m"])
-def test_the_recipes_are_the_authors(dataset):
+def test_the_recipes_are_the_authors_but_for_weight_and_epochs(dataset):
     max_len = 200 if dataset == "ml-1m" else 50
     expected = Recipe(
         model="maerec",
@@ -569,7 +569,7 @@ def test_the_recipes_are_the_authors(dataset):
             num_seeds=50,
             num_edges=2048,
             num_negatives=40,
-            reconstruction_weight=1.0,
+            reconstruction_weight=0.0,
             regularization=1e-6,
             seeds_from_ends=False,
             log_contrast=False,
@@ -578,7 +578,7 @@ def test_the_recipes_are_the_authors(dataset):
         optimizer=OptimizerConfig("adam", learning_rate=1e-3, weight_decay=0.0),
         graph=GraphConfig(max_len=max_len),
         batch_size=256,
-        epochs=100,
+        epochs=200,
         patience=4,
     )
     assert RECIPES[f"maerec-{dataset}"] == expected
