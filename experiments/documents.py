@@ -57,6 +57,7 @@ PARTS: dict[str, Callable[[], str]] = {
         for dataset in ("beauty", "tools")
     },
     "tuning-graph-models": lambda: markdown(tuning.table("beauty", GRAPH_MODELS)),
+    "tuning-tried": lambda: markdown(tuning.tried("beauty", GRAPH_MODELS)),
     **{
         name: lambda name=name, cells=cells: study.page(name, cells())
         for name, cells in {

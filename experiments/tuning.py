@@ -26,6 +26,7 @@ of the recipes (``results/table3``), as far as there are any.
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -232,6 +233,27 @@ def table(dataset: str, models: Mapping[str, Backbone] = BACKBONES) -> list[list
             cells.append(f"{spread(found[-1])} ({', '.join(notes)})")
         last = change(*found) if len(found) == len(OPTIMIZERS) else "unknown"
         rows.append([about.label, *cells, last])
+    return rows
+
+
+def tried(dataset: str, models: Mapping[str, Backbone]) -> list[list[str]]:
+    """What the searches with AdamW tried: settings and metrics of all stored runs."""
+    rows = [["backbone", "settings", "epochs at most", "validation", "test"]]
+    for backbone, about in models.items():
+        own = recipe_job(backbone, dataset, "adamw", 0).path
+        trials = sorted(FOLDER.glob(f"search-{backbone}-{dataset}-adamw-*.json"))
+        finals = sorted(FOLDER.glob(f"{backbone}-{dataset}-adamw-*-seed0.json"))
+        for path in (*trials, *finals, *[own] * own.exists()):
+            result = json.loads(path.read_text())
+            recipe = Recipe.from_dict(result["recipe"])
+            values = {name: value_of(recipe, name) for name in GRIDS[backbone]}
+            settings = (f"{SHORT[name][1]} {value:g}" for name, value in values.items())
+            metrics = (
+                f"{result[part][SELECTION]:.4f}" if part in result else ""
+                for part in ("valid", "test")
+            )
+            row = [about.label, ", ".join(settings), str(recipe.epochs), *metrics]
+            rows.append(row)
     return rows
 
 
