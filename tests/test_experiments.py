@@ -280,6 +280,16 @@ def test_the_tuned_recipe_is_described_by_what_differs():
     assert tuning.describe_change("stosa", recipe, other) == "dropout 0.4, rate 0.005"
 
 
+def test_what_a_search_tried_has_test_metrics_of_whole_runs_alone():
+    models = {"lightgcn": paper.GRAPH_MODELS["lightgcn"]}
+    head, *rows = tuning.tried("beauty", models)
+    assert head[-1] == "test" and len(rows) == 9
+    for label, settings, epochs, valid, test in rows:
+        assert label == "LightGCN" and "hops" in settings
+        assert 0 < float(valid) < 1
+        assert bool(test) == (epochs == "1000")
+
+
 @pytest.mark.parametrize("backbone", tuning.GRIDS)
 def test_a_search_changes_what_its_model_has(backbone):
     recipe = paper.recipe_of(backbone, "beauty", "adamw")
