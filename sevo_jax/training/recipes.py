@@ -88,7 +88,7 @@ _LIGHTGCN = Recipe(
 )
 # Likewise: the authors', but for the width, as all models here have it, the epochs (the
 # authors stop after 20, chosen by another protocol), and the weight of the
-# reconstruction: of 0, 0.01, 0.1 and the authors' 1 the best by validation on Beauty.
+# reconstruction, theirs 1: by validation on Beauty (experiments/tuning.py).
 _MAEREC = _vary(
     Recipe("maerec", batch_size=256, epochs=200, patience=4),
     optimizer=OptimizerConfig("adam", weight_decay=0.0),
