@@ -17,7 +17,7 @@ MODULES = [
 if importlib.util.find_spec("pyarrow") is None:  # without the extra "train"
     needing_it = re.compile(
         r"sevo_jax\.(cli|data|evaluation|models|reports|samples|testing|training"
-        r"|graphs\._(edges|parts))\b"
+        r"|graphs\._(edges|parts|build_parts))\b"
     )
     MODULES = [name for name in MODULES if not needing_it.match(name)]
 if importlib.util.find_spec("ibis") is None:  # without the extra "engines"
