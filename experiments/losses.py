@@ -25,7 +25,6 @@ side by side; trials and runs go to ``results/losses``.
 import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,199 +39,34 @@ from jobs import Job, do, results_of, train
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import DATASETS, RESULTS
+from points import (
+    KINDS,
+    MAPPED,
+    PERCENTS,
+    Point,
+    all_points,
+    by_negatives,
+    settings,
+    with_all,
+)
 from table3 import SEEDS
-from tuning import SHORT, best_of, value_of, with_value
 
 import sevo_jax as sevo
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, measure
 from sevo_jax.models import Recommender
 from sevo_jax.reports import plots
-from sevo_jax.training import RECIPES, Recipe, load
+from sevo_jax.training import load
 from sevo_jax.training.optimizers import SEVO
 
-FOLDER = RESULTS / "losses"
-SEARCH_SHARE = 2
 METRIC = "NDCG@10"
 GROUPS = 5
 BY_POPULARITY = "NDCG@10 by popularity"
-KINDS = {"plain": "AdamW", "sevo": "SEvo-AdamW"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """What both optimizers are tuned for.
-
-    Attributes:
-      label: what it is called.
-      base: its recipes are called `<base>-<data set>`.
-      dataset: on what.
-      loss: fields of the recipe's architecture with other values.
-      percent: of the users.
-    """
-
-    label: str
-    base: str
-    dataset: str
-    loss: Mapping[str, Any] = field(default_factory=dict)
-    percent: int = 100
-
-    @property
-    def name(self) -> str:
-        """For file names."""
-        parts = [self.base, self.dataset]
-        if self.loss:
-            parts.append("".join(map(str, self.loss.values())))
-        if self.percent < 100:
-            parts.append(f"users{self.percent}")
-        return "-".join(parts)
-
-    def recipe(self, kind: str) -> Recipe:
-        """Where the search of an optimizer starts."""
-        recipe = RECIPES[f"{self.base}-{self.dataset}"]
-        architecture = dataclasses.replace(recipe.architecture, **self.loss)
-        recipe = dataclasses.replace(recipe, architecture=architecture)
-        if recipe.optimizer.name != "sevo_adam":
-            return recipe.with_optimizer("adamw" if kind == "plain" else "sevo_adamw")
-        # Adam with the decay in the gradient is SEvo-Adam of no layers.
-        layers = 0 if kind == "plain" else 3
-        optimizer = dataclasses.replace(recipe.optimizer, num_layers=layers)
-        return dataclasses.replace(recipe, optimizer=optimizer)
-
-    def job(self, kind: str, recipe: Recipe, seed: int, quick: bool) -> Job:
-        """A run of what the search found."""
-        name = "-".join([self.name, kind, *settings(recipe, kind)])
-        dataset = self.dataset
-        if self.percent < 100:
-            dataset += f"-users{self.percent}"
-        folder = study.QUICK / "results" if quick else FOLDER
-        if quick:
-            epochs = max(1, recipe.epochs // study.QUICK_SHARE)
-            recipe = dataclasses.replace(recipe, epochs=epochs)
-        return Job(name, recipe, dataset, seed, folder)
-
-    def trial(self, kind: str, recipe: Recipe, quick: bool) -> Job:
-        """A run of the search."""
-        job = self.job(kind, recipe, 0, quick)
-        short = dataclasses.replace(
-            job.recipe, epochs=max(1, job.recipe.epochs // SEARCH_SHARE)
-        )
-        return dataclasses.replace(
-            job, name=f"search-{job.name}", recipe=short, test=False
-        )
-
-    def chosen(self, kind: str, quick: bool, work: Path | None = None) -> Recipe | None:
-        """What the search finds; None if a trial is missing.
-
-        Args:
-          kind: of `KINDS`.
-          quick: whether in quick runs.
-          work: folder to do missing trials in; None does none.
-        """
-        best = self.recipe(kind)
-        for name, values in grid(best, kind).items():
-            others = (value for value in values if value != value_of(best, name))
-            # The current value first: of equals, it stays.
-            candidates = [best, *(with_value(best, name, value) for value in others)]
-            best = best_of(candidates, lambda each: self.trial(kind, each, quick), work)
-            if best is None:
-                return None
-        return best
-
-    def results(self, kind: str, quick: bool = False) -> dict[int, dict]:
-        """What there is of the runs of what is found, by seed."""
-        recipe = self.chosen(kind, quick)
-        if recipe is None:
-            return {}
-        return results_of(self.job(kind, recipe, seed, quick) for seed in SEEDS)
-
-    def gain(self, group: int | None = None, quick: bool = False) -> float | None:
-        """By what share SEvo improves test NDCG@10, of one group of users or of all."""
-        found = [self.results(kind, quick) for kind in KINDS]
-        shared = found[0].keys() & found[1].keys()
-        if not shared:
-            return None
-        plain, sevo = (
-            sum(
-                each[seed]["test"][METRIC]
-                if group is None
-                else each[seed][BY_POPULARITY][group]
-                for seed in shared
-            )
-            for each in found
-        )
-        return sevo / plain - 1 if plain else None
-
-
-def grid(recipe: Recipe, kind: str) -> dict[str, tuple[float, ...]]:
-    """The values that a search tries, in its order; as many for both kinds."""
-    rates = (5e-4, 1e-3, 2e-3)
-    # A decay in the gradient is of another size.
-    coupled = recipe.optimizer.name == "sevo_adam"
-    betas: dict[str, tuple[float, ...]] = {"beta": (0.5, 0.9, 0.99)}
-    return {
-        "learning_rate": rates if kind == "sevo" else (2.5e-4, *rates, 4e-3),
-        **(betas if kind == "sevo" else {}),
-        "weight_decay": (0.0, 1e-5, 1e-4) if coupled else (0.0, 0.1, 0.5),
-        "dropout": (0.3, 0.5, 0.7),
-    }
-
-
-def settings(recipe: Recipe, kind: str) -> list[str]:
-    """The values of the grid's hyper-parameters."""
-    return [
-        f"{SHORT[name][0]}{value_of(recipe, name):g}" for name in grid(recipe, kind)
-    ]
-
-
-MODELS = {
-    "sasrec-ce": "SASRec",
-    "gru4rec-ce": "GRU4Rec",
-    "zero-block": "zero-block",
-    "bsarec": "BSARec",
-}
-TUNED = [
-    Point(label, base, dataset)
-    for dataset in ("beauty", "toys", "tools")
-    for base, label in MODELS.items()
-    if f"{base}-{dataset}" in RECIPES
-]
-MAPPED = ("beauty", "tools")
-DRAWN = (1, 8, 64, 512)
-PERCENTS = (10, 30, 100)
 VARIANTS = {
     "linear": "β linear to 0",
     "cosine": "β cosine to 0",
     "muon": "Muon on matrices",
 }
-
-
-def with_all(dataset: str, percent: int = 100) -> Point:
-    """SASRec with the softmax over all items."""
-    label = "SASRec" if percent == 100 else f"SASRec, {percent} % of users"
-    return Point(label, "sasrec-ce", dataset, percent=percent)
-
-
-def by_negatives(dataset: str) -> dict[str, Point]:
-    """The points of the map with different numbers of negatives."""
-    points = {"BCE, 1": Point("SASRec, BCE", "sasrec", dataset)}
-    for number in DRAWN:
-        loss = {"loss": "sampled", "num_negatives": number}
-        label = f"SASRec, {number} drawn"
-        points[str(number)] = Point(label, "sasrec-ce", dataset, loss)
-    return points | {"all": with_all(dataset)}
-
-
-def all_points() -> list[Point]:
-    """Each once: those of `TUNED`, and the others of the map."""
-    points = {point.name: point for point in TUNED}
-    for dataset in MAPPED:
-        for point in by_negatives(dataset).values():
-            points.setdefault(point.name, point)
-        for percent in PERCENTS:
-            point = with_all(dataset, percent)
-            points.setdefault(point.name, point)
-    return list(points.values())
 
 
 def sevo_adamw_muon(
@@ -396,6 +230,24 @@ def page() -> str:
     return "\n\n".join(parts)
 
 
+def gain(point: Point, group: int | None = None, quick: bool = False) -> float | None:
+    """By what share SEvo improves test NDCG@10, of one group of users or of all."""
+    found = [point.results(kind, quick) for kind in KINDS]
+    shared = found[0].keys() & found[1].keys()
+    if not shared:
+        return None
+    plain, sevo = (
+        sum(
+            each[seed]["test"][METRIC]
+            if group is None
+            else each[seed][BY_POPULARITY][group]
+            for seed in shared
+        )
+        for each in found
+    )
+    return sevo / plain - 1 if plain else None
+
+
 def draw(quick: bool) -> Figure:
     """The map: a row a data set, the gain against three things."""
     figure = Figure(figsize=(13, 3.6 * len(MAPPED)), layout="constrained")
@@ -403,15 +255,15 @@ def draw(quick: bool) -> Figure:
         all_items = with_all(dataset)
         panels = {
             "negatives of a target": {
-                name: point.gain(quick=quick)
+                name: gain(point, quick=quick)
                 for name, point in by_negatives(dataset).items()
             },
             "share of users": {
-                f"{percent} %": with_all(dataset, percent).gain(quick=quick)
+                f"{percent} %": gain(with_all(dataset, percent), quick=quick)
                 for percent in PERCENTS
             },
             "popularity of the target, rarest first": {
-                str(group + 1): all_items.gain(group, quick) for group in range(GROUPS)
+                str(group + 1): gain(all_items, group, quick) for group in range(GROUPS)
             },
         }
         for axes, (xlabel, gains) in zip(row, panels.items(), strict=True):

@@ -22,6 +22,7 @@ import losses
 import numpy as np
 import paper
 import pending
+import points
 import pytest
 import sampling
 import smoothness
@@ -628,9 +629,9 @@ def invented(monkeypatch):
 
 
 def test_both_optimizers_have_as_many_trials(invented):
-    for point in losses.all_points():
+    for point in points.all_points():
         numbers = []
-        for kind in losses.KINDS:
+        for kind in points.KINDS:
             invented.clear()
             recipe = point.chosen(kind, False)
             numbers.append(len(invented))
@@ -642,7 +643,7 @@ def test_both_optimizers_have_as_many_trials(invented):
                 assert job.recipe.batch_size == start.batch_size
                 assert not job.test and job.seed == 0
         assert numbers[0] == numbers[1] >= 9, point.name
-    assert {point.recipe("plain").model for point in losses.TUNED} == {
+    assert {point.recipe("plain").model for point in points.TUNED} == {
         "sasrec",
         "gru4rec",
         "zero-block",
@@ -651,11 +652,11 @@ def test_both_optimizers_have_as_many_trials(invented):
 
 
 def test_a_plain_run_differs_from_one_with_sevo_in_the_optimizer_alone():
-    for point in losses.all_points():
-        plain, ours = map(point.recipe, losses.KINDS)
+    for point in points.all_points():
+        plain, ours = map(point.recipe, points.KINDS)
         assert plain != ours
         assert dataclasses.replace(plain, optimizer=ours.optimizer) == ours
-    of_bsarec = losses.Point("", "bsarec", "beauty")
+    of_bsarec = points.Point("", "bsarec", "beauty")
     assert of_bsarec.recipe("plain").optimizer.num_layers == 0
     assert of_bsarec.recipe("sevo").optimizer.num_layers == 3
 
@@ -715,7 +716,7 @@ def test_muon_takes_the_matrices_and_sevo_the_rest():
 def test_what_of_the_losses_is_not_run_is_said(monkeypatch):
     monkeypatch.setattr(jobs.Job, "result", lambda job: None)
     assert "Not run yet: Beauty, SASRec; Beauty, GRU4Rec;" in losses.page()
-    assert losses.all_points()[0].gain() is None
+    assert losses.gain(points.all_points()[0]) is None
     losses.draw(False)
 
 
@@ -746,9 +747,9 @@ def test_the_users_of_a_share_are_among_those_of_a_larger_one(tiny):
 
 
 def test_runs_of_the_map_have_the_metric_by_popularity(tiny, monkeypatch):
-    monkeypatch.setattr(losses, "FOLDER", tiny / "losses")
+    monkeypatch.setattr(points, "FOLDER", tiny / "losses")
     recipe = dataclasses.replace(find_recipe("zero-block-synthetic"), epochs=1)
-    point = losses.Point("", "zero-block", "beauty", percent=50)
+    point = points.Point("", "zero-block", "beauty", percent=50)
     job = point.job("sevo", recipe, 1, False)
     jobs.do([job], tiny / "work", losses.train_by_popularity)
     result = job.result()
