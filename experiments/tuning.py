@@ -76,7 +76,6 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = dict.fromkeys(BACKBONES, GRID) 
 }
 START: dict[str, dict[str, float]] = {
     "sr-gnn": {"learning_rate": 1e-3, "weight_decay": 0.1},
-    "lessr": {"learning_rate": 1e-3, "weight_decay": 1e-6, "dropout": 0.7},
 }
 """Where the search of a recipe began that holds what it found."""
 # A run of the search has one in so many of a recipe's epochs.
