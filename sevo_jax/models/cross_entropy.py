@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# A block of logits that stays in the processor's cache (4 MB) halves the time. On
+# A block of logits that stays in the processor's cache (8 MB) halves the time. On
 # accelerators one product is best, as long as its result is no burden (1 GB).
-_CPU_LOGITS = 2**20
+_CPU_LOGITS = 2**21
 _DEVICE_LOGITS = 2**28
 
 
@@ -73,7 +73,7 @@ def _by_blocks(features, table, bias, labels, weights, *, most_logits):
     weighted = weights[:, None] * features
 
     def add_block(index, sums):
-        loss, d_features, d_table, d_bias = sums
+        loss, d_features, d_columns, d_bias = sums
         start = index * size
         x, own, weight, weighted_x = (
             lax.dynamic_slice_in_dim(rows, start, size)
@@ -91,21 +91,22 @@ def _by_blocks(features, table, bias, labels, weights, *, most_logits):
         scale = weight / totals
         d_x = scale[:, None] * (exponentials @ table) - weight[:, None] * table[own]
         d_features = lax.dynamic_update_slice_in_dim(d_features, d_x, start, 0)
-        d_table += exponentials.T @ (weighted_x / totals[:, None])
+        # Transposed, as the product so is twice as fast on a CPU.
+        d_columns += (weighted_x / totals[:, None]).T @ exponentials
         if bias is not None:
             d_bias += scale @ exponentials
-        return loss, d_features, d_table, d_bias
+        return loss, d_features, d_columns, d_bias
 
     initial = (
         jnp.zeros((), features.dtype),
         jnp.zeros_like(features),
         # What the labels add; the blocks add what the softmax does.
-        jnp.zeros_like(table).at[labels].add(-weighted),
+        jnp.zeros_like(table).at[labels].add(-weighted).T,
         None if bias is None else jnp.zeros_like(bias).at[labels].add(-weights),
     )
     # Rows without weight, if they stand at the end, are not worth a block.
     num_used = jnp.max(jnp.where(weights != 0, jnp.arange(len(weights)) + 1, 0))
-    loss, d_features, d_table, d_bias = lax.fori_loop(
+    loss, d_features, d_columns, d_bias = lax.fori_loop(
         0, -(-num_used // size), add_block, initial
     )
-    return loss, (d_features[:num_rows], d_table, d_bias)
+    return loss, (d_features[:num_rows], d_columns.T, d_bias)
