@@ -146,8 +146,8 @@ def draw() -> Figure:
                 lw=0.8,
                 zorder=0,
             )
-            # MF-BPR's two graphs come to nearly the same point.
-            below = model == "mf-bpr-ui"
+            # Above, these would meet what is said of MF-BPR (I-I) and LESSR.
+            below = model in ("mf-bpr-ui", "stosa")
             axes.annotate(
                 about.label,
                 (ends[-1].minutes, ends[-1].mean),

@@ -12,14 +12,13 @@ or 512 drawn items; all items), against the share of the users that there are, a
 the popularity of the target in training, five groups of equally many users.
 
 At each point AdamW and SEvo-AdamW (BSARec: Adam and SEvo-Adam) have a search of the
-same number of trials: from the recipe on, one hyper-parameter of `grid` after another,
-each time keeping the best. SEvo has one more, beta, and so many fewer learning rates.
-A trial has half of the recipe's epochs and the seed 0; only validation NDCG@10 counts,
-and the test metrics are not even written down. What is found is trained for all epochs
-from each seed. Both stop once validation no longer improves, where the recipe does.
-SASRec on Beauty is also trained with a beta that goes to 0 by the last epoch, in a line
-or along a cosine, and with Muon on its matrices. Runs are resumable and may be done
-side by side; trials and runs go to ``results/losses``.
+same number of trials (``points.py``). SEvo has one more hyper-parameter, beta, and so
+many fewer learning rates. A trial has half of the recipe's epochs and the seed 0; only
+validation NDCG@10 counts, and the test metrics are not even written down. What is found
+is trained for all epochs from each seed. Both stop once validation no longer improves,
+where the recipe does. SASRec on Beauty is also trained with a beta that goes to 0 by
+the last epoch, in a line or along a cosine, and with Muon on its matrices. Runs are
+resumable and may be done side by side; trials and runs go to ``results/losses``.
 """
 
 import argparse
