@@ -275,6 +275,7 @@ def draw(quick: bool) -> Figure:
 def _curve(axes: Axes, gains: Mapping[str, float | None]) -> None:
     known = {place: g for place, g in enumerate(gains.values()) if g is not None}
     axes.set_xticks(range(len(gains)), list(gains))
+    axes.set_xlim(-0.3, len(gains) - 0.7)  # Also where some of it is not known.
     axes.axhline(0, color="black", lw=0.6)
     study.curve(axes, {place: 100 * g for place, g in known.items()}, 0, METRIC)
     study.legend(axes)
