@@ -39,7 +39,7 @@ from sevo_jax.training import OptimizerConfig, Recipe, Trainer, find_recipe, loa
 from sevo_jax.training.optimizers import make_optimizer
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-NO_SCRIPTS = {"jobs", "paper", "smoothness", "study", "tables"}
+NO_SCRIPTS = {"jobs", "paper", "points", "smoothness", "study", "tables"}
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")} - NO_SCRIPTS
 STORED = sorted(FOLDER.glob("results/*/*.json"))
 
