@@ -10,12 +10,14 @@ leaves' rows, stacked in that order. A leaf that is not there for now, because
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Collection, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import scipy.sparse
 from jax.core import Tracer
@@ -29,7 +31,9 @@ RowAxis: TypeAlias = int | Mapping[Any, int] | None
 # The key of a graph that is given without a name.
 WHOLE_TREE = ""
 
-_taken: ContextVar[int] = ContextVar("the id of active_rows", default=0)
+# Weak: a traced mask must not outlive its trace, and an id of one that is gone may be
+# another's.
+_taken: ContextVar[tuple[weakref.ref, ...]] = ContextVar("masks taken", default=())
 
 
 def by_name(graphs: Graphs) -> TypeGuard[Mapping[LeafName, AdjacencyLike]]:
@@ -192,30 +196,35 @@ def active_rows_by_leaf(
     masks: list[jax.Array | None] = [None] * len(leaves.paths)
     if active_rows is None:
         return masks
-    _taken.set(id(active_rows))
-    if not isinstance(active_rows, Mapping):
-        active_rows = {WHOLE_TREE: active_rows}
-    for name, mask in active_rows.items():
+    for name, mask in _masks_by_name(active_rows).items():
         if not isinstance(name, str):
             raise TypeError(
                 f"a key of active_rows is the name of one leaf, got {name!r}: give "
                 "each leaf of a joint table its own mask"
             )
-        for position in leaves.find(name):
+        positions = leaves.find(name)
+        is_array = isinstance(mask, (np.ndarray, jax.Array))
+        if not is_array or mask.dtype != jnp.bool_:
+            got = mask.dtype if is_array else type(mask).__name__
+            raise TypeError(
+                f"active_rows for {name or 'the only leaf'} must be a boolean array, "
+                f"got {got}"
+            )
+        for position in positions:
             if corrected is not None and position not in corrected:
                 raise ValueError(
                     f"active_rows names {leaves.say(position)}, but its moments are "
                     "not corrected for idle rows, because no graph names it or "
                     "moment_correction is False: it has no effect there, leave it out"
                 )
-            dtype = getattr(mask, "dtype", type(mask).__name__)
-            if dtype != jnp.bool_:
-                raise TypeError(
-                    f"active_rows for {leaves.say(position)} must be a boolean array, "
-                    f"got {dtype}"
-                )
             masks[position] = mask
+    _taken.set(tuple(map(weakref.ref, _masks_by_name(active_rows).values())))
     return masks
+
+
+def _masks_by_name(active_rows: Any) -> Mapping[str, Any]:
+    by_name = isinstance(active_rows, Mapping)
+    return active_rows if by_name else {WHOLE_TREE: active_rows}
 
 
 def check_taken(active_rows: Any) -> None:
@@ -224,7 +233,11 @@ def check_taken(active_rows: Any) -> None:
     Optax gives extra arguments to all of a chain, and who takes one is not said: so the
     last that were taken are remembered.
     """
-    if active_rows is not None and _taken.get() != id(active_rows):
+    if active_rows is None:
+        return
+    taken = [reference() for reference in _taken.get()]
+    given = list(_masks_by_name(active_rows).values())
+    if [*map(id, given)] != [*map(id, taken)]:
         raise ValueError(
             "active_rows has no effect here: nothing before scale_by_sevo takes it; "
             "put scale_by_moment_corrected_adam there, or leave it out"

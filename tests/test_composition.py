@@ -880,6 +880,22 @@ def test_active_rows_that_nothing_takes_are_refused(wrap, name):
             update(*before)
 
 
+def test_active_rows_are_not_taken_for_earlier_ones_that_are_gone():
+    params = {"item": jnp.ones((3, 2))}
+    smoothing = sevo.scale_by_sevo({"item": np.ones((3, 3)) - np.eye(3)})
+    taking = optax.chain(sevo.scale_by_moment_corrected_adam(), smoothing)
+
+    def update(tx):
+        rows = {"item": np.ones(3, bool)}
+        tx.update(params, tx.init(params), params, active_rows=rows)
+
+    # What is gone may leave its address to what comes next: not in every round.
+    for _ in range(20):
+        update(taking)
+        with pytest.raises(ValueError, match="no effect here: nothing before"):
+            update(smoothing)
+
+
 def test_misspelt_arguments_are_refused(case):
     params, (grads, *_) = case.params(), case.gradients()
     tx = optax.chain(optax.clip(1e6), case.make())
