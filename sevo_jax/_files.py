@@ -33,6 +33,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuses what is to be written where there is no folder, before the work for it.
+
+    Raises:
+      FileNotFoundError: naming both.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot save {path}: there is no folder {path.parent}, create it first"
+        )
+
+
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` to `path`, in UTF-8."""
     with replacing(path) as temporary:
@@ -99,6 +112,23 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
             )
 
         yield check
+
+
+def parquet_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Returns the Parquet files of a folder and of those in it, in no order.
+
+    What is hidden is no data: `_temporary` and `.spark-staging` hold what was not
+    finished, `_delta_log` what is said of the files.
+    """
+    return [
+        file
+        for file in Path(folder).rglob("*")
+        if file.suffix.lower() == ".parquet"
+        and not any(
+            part.startswith(("_", ".")) for part in file.relative_to(folder).parts
+        )
+        and file.is_file()
+    ]
 
 
 def is_empty(folder: str | os.PathLike[str]) -> bool:

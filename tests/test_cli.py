@@ -692,6 +692,12 @@ def test_graph_refuses_what_does_not_fit(path, tmp_path, capsys):
         _fails(capsys, args, f"--item-offset is {offset}", "0 to 2")
 
 
+@pytest.mark.parametrize("command", [["graph"], ["data"], ["graph", "--stream"]])
+def test_a_missing_folder_is_found_before_the_data(tmp_path, capsys, command):
+    args = [*command, "--data", "nowhere.csv", "--output", tmp_path / "none" / "x.csv"]
+    _fails(capsys, args, f"there is no folder {tmp_path / 'none'}, create it first")
+
+
 # data
 
 

@@ -14,7 +14,7 @@ from sevo_jax.data.fetching import SOURCES, fetch, find_source
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.log_statistics import statistics
 from sevo_jax.data.readers import read
-from sevo_jax.data.writers import write
+from sevo_jax.data.writers import check_written, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def data(args: Sequence[str]) -> None:
         print(f"{path}\n{_describe(read(path))}")
         return
     options = parse(Data, "data", args)
+    if options.output is not None:
+        check_written(options.output)
     log = options.data.load()
     if options.output is not None:
         write(log, options.output)

@@ -1,5 +1,6 @@
 """The item graph by a database: ``sevo-jax graph --engine duckdb``."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from jax.experimental.sparse import BCOO
 
 from sevo_jax import graphs
 from sevo_jax.cli._options import DataOptions
-from sevo_jax.data.formats.columns import find
+from sevo_jax.data.formats.columns import find_by_name
 from sevo_jax.data.formats.request import warn_of_order
 from sevo_jax.data.formats.tables import parts
 from sevo_jax.graphs.kinds import GraphConfig
 
 _ORDER = ("__part", "__row")
+# DuckDB's names for them, by which a column of the files would be found first.
+_PLACE = ("file_index", "file_row_number")
+
+_logger = logging.getLogger(__name__)
 
 
 class Log(NamedTuple):
@@ -33,7 +38,8 @@ def build(
 ) -> tuple[BCOO, list[str]]:
     """Builds the graph of the training part by DuckDB, as without it, bit for bit.
 
-    The rows of the files are in their order, so that times that are equal are too.
+    The rows of the files are in their order, so that times that are equal are too. That
+    DuckDB reads some nanoseconds as microseconds only, a warning says.
     What does not fit in the memory goes to the folder of temporary files.
 
     Returns:
@@ -101,21 +107,46 @@ def _files(address: str) -> list[str]:
 def _log(
     connection: Any, files: list[str], address: str, given: dict[str, str | int]
 ) -> Log:
-    names = connection.read_parquet(files).columns
-    positions = find(address, names, given)
+    schema = connection.read_parquet(files).schema()
+    names = list(schema)
+    for name in names:
+        if name.lower() in _PLACE:
+            raise ValueError(
+                f"{address}: --engine numbers the rows by {', '.join(_PLACE)}, but a "
+                f"column is named {name!r}: rename it"
+            )
+    positions = find_by_name(address, names, given)
     user, item = names[positions.user], names[positions.item]
     timestamp = None if positions.timestamp is None else names[positions.timestamp]
     if timestamp is None and len(names) > 2:
         warn_of_order(address, names)
     wanted = [_quoted(name) for name in (user, item, timestamp) if name is not None]
     # Which file a row is from, and which of its rows it is.
-    wanted += [f"file_index as {_ORDER[0]}", f"file_row_number as {_ORDER[1]}"]
+    wanted += [f"{name} as {order}" for name, order in zip(_PLACE, _ORDER)]
     source = ", ".join(_quoted(file, "'") for file in files)
     connection.raw_sql(
         f"create view log as select {', '.join(wanted)} from read_parquet([{source}])"
     )
+    if timestamp is not None and _is_cut(connection, source, schema, timestamp):
+        _logger.warning(
+            "%s: the times of %r may have nanoseconds, and DuckDB reads microseconds: "
+            "interactions of a user that differ by less are in the order of the rows",
+            *(address, timestamp),
+        )
     order = _ORDER if timestamp is None else (timestamp, *_ORDER)
     return Log(connection.table("log"), user, item, order)
+
+
+def _is_cut(connection: Any, source: str, schema: Any, timestamp: str) -> bool:
+    """Whether times of nanoseconds are read as DuckDB's types of microseconds."""
+    kind = schema[timestamp]
+    if not kind.is_timestamp() or kind.scale == 9:
+        return False
+    query = (
+        f"select count(*) from parquet_schema([{source}]) where lower(name) = lower(?) "
+        "and (type = 'INT96' or contains(logical_type, 'NANOS=NanoSeconds'))"
+    )
+    return connection.con.execute(query, [timestamp]).fetchone()[0] > 0
 
 
 def _quoted(name: str, mark: str = '"') -> str:

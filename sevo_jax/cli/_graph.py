@@ -11,6 +11,7 @@ import tyro
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import graphs, operators
+from sevo_jax._files import check_folder
 from sevo_jax.cli import _engine, _streamed
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
@@ -109,6 +110,8 @@ def graph(args: Sequence[str]) -> None:
             f"--kind is {options.graph.kind}, an operator that train and compare make "
             "of two graphs: build each of them by itself"
         )
+    if options.output is not None:
+        check_folder(options.output)
     if options.parts is not None:
         print(_build_parts(options, options.parts))
         return

@@ -130,12 +130,21 @@ def _read_json(source: Source) -> _Pairs:
 
 
 def _read_parquet(source: Source) -> _Pairs:
+    import pyarrow
+
     with tables.open_parquet(source.where, source.path) as parquet:
         names = parquet.schema_arrow.names
         if len(names) != 2:
             raise ValueError(
                 f"{source.where}: the columns are {listed(names)}: there must be two, "
                 "an item and one of its attributes"
+            )
+        kind = parquet.schema_arrow.field(1).type
+        if pyarrow.types.is_nested(kind):
+            raise ValueError(
+                f"{source.where}: the column {names[1]!r} of the attributes holds "
+                f"{shown(str(kind))}: write a row for each pair of an item and one of "
+                "its attributes"
             )
         with tables.damaged(source.where):
             table = parquet.read()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sevo_jax._messages import shown
+from sevo_jax._messages import listed, shown
 
 # What comes back from int() as it is but for blanks, perhaps with a float's ".0".
 _WHOLE_NUMBER = re.compile(r"[ \t]*(?:0|-?[1-9][0-9]{0,18})(?:\.0+)?[ \t]*")
@@ -117,6 +117,28 @@ def marks_of_missing(tokens: Iterable[str]) -> set[str]:
                 return set()
             marks.add(token)
     return marks
+
+
+def check_written(path: object, column: np.ndarray, title: str) -> None:
+    """Refuses ids that a file of text would not hold apart from each other.
+
+    Raises:
+      ValueError: two of them, such as "7" and "7.0", or one that stands for no id.
+    """
+    if column.dtype.kind == "i":
+        return
+    texts = column.tolist()
+    try:
+        found = number_tokens(texts, title)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}, or write .parquet") from error
+    if len(found.ids) < len(texts):
+        times = np.bincount(found.codes)[found.codes]
+        same = [shown(text) for text, count in zip(texts, times) if count > 1]
+        raise ValueError(
+            f"{path}: the {title} ids {listed(same)} would be the same number in "
+            "this format: write .parquet"
+        )
 
 
 def _plain_numbers(tokens: Sequence[str]) -> list[int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from sevo_jax._messages import named
 from sevo_jax.data import ids
 from sevo_jax.data.formats.arrow import is_text
-from sevo_jax.data.formats.columns import Positions, find
+from sevo_jax.data.formats.columns import Positions, find_by_name
 from sevo_jax.data.formats.tables import damaged, open_parquet, parts
 from sevo_jax.data.sequences import Sequences
 
@@ -69,8 +69,10 @@ def stream(
       >>> graph.todense().tolist()
       [[0.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 2.0, 0.0]]
     """
-    if num_items < 1:
-        raise ValueError(f"num_items must be at least 1, not {num_items}")
+    if not 1 <= num_items < 2**31:
+        raise ValueError(
+            f"num_items must be at least 1 and below 2**31, not {num_items}"
+        )
     files, columns = _described(path, user, item, timestamp, item_ids is not None)
     return _chunks(files, columns, num_items, item_ids)
 
@@ -116,7 +118,10 @@ def read_item_ids(
         array = _complete(file, columns["item"], batch.column(0), row)
         found.update(compute.unique(array).to_pylist())
     entries = list(found)
-    return ids.in_order(entries, np.arange(len(entries)), "item").ids
+    try:
+        return ids.in_order(entries, np.arange(len(entries)), "item").ids
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _described(
@@ -149,7 +154,7 @@ def _fields(
     path: Path, schema: Any, given: Mapping[str, str | int], has_ids: bool
 ) -> dict[str, Any]:
     """The columns of users, items and perhaps times."""
-    positions = find(f"{path}", schema.names, given)
+    positions = find_by_name(f"{path}", schema.names, given)
     fields = {
         title: schema.field(position)
         for title, position in zip(Positions._fields, positions)
@@ -167,7 +172,8 @@ def _check_type(path: Path, title: str, field: Any, has_ids: bool) -> None:
     if types.is_dictionary(kind):
         kind = kind.value_type
     is_integer = types.is_integer(kind)
-    is_time = is_integer or types.is_floating(kind) or types.is_temporal(kind)
+    is_number = is_integer or types.is_float32(kind) or types.is_float64(kind)
+    is_time = is_number or types.is_timestamp(kind) or types.is_date(kind)
     fits, wanted = {
         "user": (is_integer or is_text(kind), "integers or text"),
         "item": (
@@ -270,7 +276,13 @@ def _numbers(path: Path, array: Any, row: int, item_ids: np.ndarray) -> np.ndarr
     import pyarrow.compute
 
     compute: Any = pyarrow.compute
-    known = pyarrow.array(item_ids).cast(array.type)
+    known = pyarrow.array(item_ids)
+    if is_text(known.type) != is_text(array.type):
+        raise ValueError(
+            f"{path}: the items are {array.type}, those of item_ids {known.type}: find "
+            "them in the same files"
+        )
+    known = known.cast(array.type)
     numbers = compute.index_in(array, value_set=known)
     if numbers.null_count:
         at = numbers.is_null().index(True).as_py()

@@ -14,7 +14,7 @@ from sevo_jax._messages import shown
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _DATE = re.compile(r"[0-9]{4}(-[0-9]{2}-|[0-9]{2})[0-9]{2}([T ].*)?")
-_FRACTION = re.compile(r"(:[0-9]{2})[.,]([0-9]+)")
+_FRACTION = re.compile(r"([T ][0-9]{2}(?::[0-9]{2}:[0-9]{2}|[0-9]{4}))[.,]([0-9]+)")
 _ZONE_BY_NAME = re.compile(r" *(UTC|GMT|Z)$", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1)
 
@@ -153,6 +153,9 @@ def _moment(text: str) -> int:
     if fraction := _FRACTION.search(text):
         digits = fraction[2][:18]
         text = text.replace(fraction[0], fraction[1])
+    if "." in text or "," in text:
+        # Of hours or minutes, which Python takes for one of seconds.
+        raise ValueError
     date = datetime.fromisoformat(_ZONE_BY_NAME.sub("+00:00", text))
     offset = date.utcoffset() or timedelta(0)
     seconds = (date.replace(tzinfo=None) - _EPOCH - offset) // timedelta(seconds=1)

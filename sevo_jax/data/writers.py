@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
-from sevo_jax.data.formats import FORMATS, of_ending
-from sevo_jax.data.formats.source import Source
+from sevo_jax._files import check_folder
+from sevo_jax.data.formats import FORMATS
 from sevo_jax.data.log import InteractionLog
 
 
@@ -40,12 +42,30 @@ def write(log: InteractionLog, path: str | os.PathLike) -> None:
       7 x y
       9 x
     """
-    file = Source(path)
-    write_format = FORMATS[of_ending(file.where, file.ending)].write
-    if write_format is None or file.packing:
-        endings = [each.endings[0] for each in FORMATS.values() if each.write]
+    check_written(path)
+    _writers()[Path(path).suffix.lower()](log, path)
+
+
+def check_written(path: str | os.PathLike) -> None:
+    """Refuses a file that a log could not be written to, before the work for it.
+
+    Raises:
+      FileNotFoundError: its folder is not there.
+      ValueError: its ending is of no format that is written.
+    """
+    if Path(path).suffix.lower() not in _writers():
         raise ValueError(
-            f"{path}: logs are written as {', '.join(endings)}, not compressed: choose "
-            "one of these endings"
+            f"{path}: logs are written as {', '.join(_writers())}, not compressed: "
+            "choose one of these endings"
         )
-    write_format(log, path)
+    check_folder(path)
+
+
+def _writers() -> dict[str, Callable[[InteractionLog, str | os.PathLike], None]]:
+    # Of now: a plugin may add formats.
+    return {
+        ending: each.write
+        for each in FORMATS.values()
+        if each.write is not None
+        for ending in each.endings
+    }

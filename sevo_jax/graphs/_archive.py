@@ -11,7 +11,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import _messages, operators
-from sevo_jax._files import replacing
+from sevo_jax._files import check_folder, replacing
 
 # Formats are equally long.
 _FORMAT, PART = "sevo_jax.graph", "sevo_jax.parts"
@@ -58,11 +58,7 @@ def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
        [1. 0. 1.]
        [0. 1. 0.]]
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot save {path}: there is no folder {path.parent}, create it first"
-        )
+    check_folder(path)
     if isinstance(adjacency, operators.GraphOperator):
         raise TypeError(
             "a prepared graph is normalised, and would be normalised again after "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from sevo_jax._files import naming, sync
+from sevo_jax._files import check_folder, naming, sync
 from sevo_jax.graphs import _checks, _cooccurrence, _edges, _pairs
 from sevo_jax.graphs._parts import GraphParts, write_parts
 
@@ -79,10 +79,7 @@ def _building(
         raise FileExistsError(
             f"{folder} is there already: remove it, or choose another folder"
         )
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot save {folder}: there is no folder {folder.parent}, create it first"
-        )
+    check_folder(folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         with naming(folder):

@@ -13,6 +13,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import operators
+from sevo_jax._files import parquet_files
 from sevo_jax._messages import listed
 from sevo_jax.graphs import _checks
 
@@ -134,11 +135,7 @@ def _repeated(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def _files(path: str | os.PathLike[str]) -> list[Path]:
     text = os.fspath(path)
     if os.path.isdir(text):
-        found = [
-            file
-            for file in Path(text).rglob("*.parquet")
-            if not file.name.startswith(("_", "."))
-        ]
+        found = parquet_files(text)
     elif os.path.exists(text):
         found = [Path(text)]
     else:
@@ -215,7 +212,13 @@ def _batches(file: Path, num_items: int) -> Iterator[tuple[np.ndarray, ...]]:
                     raise ValueError(
                         f"{file}: row {row} has no {name}: repair the table"
                     )
-                arrays.append(array.cast(kind).to_numpy())
+                try:
+                    arrays.append(array.cast(kind).to_numpy())
+                except pyarrow.ArrowInvalid as error:
+                    raise ValueError(
+                        f"{file}: from row {first} on, a number of the column {name!r} "
+                        f"does not fit in {kind}"
+                    ) from error
             yield _checked(f"{file}", first, *arrays, num_items=num_items)
             first += len(batch)
 

@@ -296,7 +296,7 @@ def _check_columns(table: Any, ids: dict[str, str], order: Sequence[str]) -> Non
             )
         missing[name] = column.isnull()
         if kind.is_floating():
-            missing[name] |= column.isnan()
+            missing[name] |= column.isnan() | column.isinf()
     if not order and "user" in ids:
         raise ValueError("order_by is empty: name a column of times or row numbers")
     counts = table.aggregate(
@@ -306,6 +306,7 @@ def _check_columns(table: Any, ids: dict[str, str], order: Sequence[str]) -> Non
     for name, count in zip(missing, found.values(), strict=True):
         if count:
             raise ValueError(
-                f"the column {named(name)} has no value in {count} rows (null, NaN or "
-                f"an empty text): repair them, or leave them out by table.filter(...)"
+                f"the column {named(name)} has no value in {count} rows (null, NaN, "
+                "infinite or an empty text): repair them, or leave them out by "
+                "table.filter(...)"
             )

@@ -80,6 +80,38 @@ def test_files_without_times_and_patterns(tmp_path, capsys, caplog):
     np.testing.assert_array_equal(one.data, two.data)
 
 
+def test_the_number_of_a_column_may_be_its_name(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(0, 9, 60) for name in ("1", "0", "2")}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "log.parquet")
+    for engine in ([], ["--engine", "duckdb"]):
+        args = ["graph", "--data", tmp_path / "log.parquet", *engine]
+        args += ["--user-column", 1, "--item-column", 0, "--timestamp-column", 2]
+        assert sevo(*args, "--output", tmp_path / f"{len(engine)}.npz") == 0
+    one, two = (graphs.load(tmp_path / f"{n}.npz") for n in (0, 2))
+    np.testing.assert_array_equal(one.indices, two.indices)
+    np.testing.assert_array_equal(one.data, two.data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "int96", "is_cut"),
+    [
+        (pyarrow.timestamp("ns"), False, False),
+        (pyarrow.timestamp("us", "UTC"), False, False),
+        (pyarrow.timestamp("ns", "UTC"), False, True),
+        (pyarrow.timestamp("ns"), True, True),
+    ],
+)
+def test_nanoseconds_that_are_cut_are_said(tmp_path, caplog, kind, int96, is_cut):
+    times = pyarrow.array([2, 1], pyarrow.int64()).cast(kind)
+    table = pyarrow.table({"user": [1, 1], "item": [1, 2], "timestamp": times})
+    path = tmp_path / "log.parquet"
+    parquet.write_table(table, path, use_deprecated_int96_timestamps=int96)
+    assert sevo("graph", "--engine", "duckdb", "--data", path) == 0
+    said = [record.message for record in caplog.records]
+    assert len(said) == is_cut and all("'timestamp' may have nano" in s for s in said)
+
+
 FAULTS = {
     "no data": ([], "--engine needs the Parquet files of a log: add --data"),
     "no file": (["--data", "none.parquet"], "none.parquet: DuckDB fails with IO Error"),
@@ -91,6 +123,7 @@ FAULTS = {
     "loaded": (["--data", "log", "--load", "x.npz"], "--load reads one: give one"),
     "columns": (["--data", "log"], "no column is named item"),
     "null": (["--data", "null.parquet"], "the column sku has no value in 1 rows"),
+    "taken": (["--data", "taken.parquet"], "column is named 'File_Row_Number': rename"),
     "empty": (["--data", "empty.parquet"], "empty.parquet: the table has no rows"),
     "text": (["--data", "text.parquet"], "the column when of order_by is string"),
     "offset": (["--data", "ok.parquet", "--item-offset", "-1"], "item_offset must be"),
@@ -107,6 +140,7 @@ def files(tmp_path_factory):
     tables = {
         "null": {"user": [1, 1], "sku": [1, None]},
         "empty": {"user": ids[:0], "sku": ids[:0]},
+        "taken": {"user": [1], "sku": [1], "File_Row_Number": [1]},
         "text": {"user": [1], "sku": [1], "when": ["9"]},
         "ok": {"user": [1, 1], "sku": [1, 2]},
     }

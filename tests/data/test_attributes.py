@@ -63,6 +63,7 @@ def test_a_table_of_parquet(tmp_path, log, encoded):
     table = pyarrow.table({"any": items, "name": genres})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert read_attributes(tmp_path / "a.parquet", log) == FOUND
+    assert read_attributes(f"{tmp_path}/a.parquet", log) == FOUND
 
 
 def test_numbers_are_the_log_s(tmp_path, numbered):
@@ -128,6 +129,7 @@ def test_what_is_wrong_is_named(tmp_path, log, name, content, message):
         ({"item": ["i1"], "genre": ["a"], "x": ["b"]}, "there must be two"),
         ({"item": ["i1", None], "genre": ["a", "b"]}, "entries are missing"),
         ({"item": [1.5], "genre": ["a"]}, "not a whole number"),
+        ({"item": ["i1"], "genre": [["a", "b"]]}, "holds 'list.*a row for each pair"),
     ],
 )
 def test_what_is_wrong_in_parquet_is_named(tmp_path, log, columns, message):

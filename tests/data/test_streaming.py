@@ -1,6 +1,7 @@
 """Streaming: what a file holds comes back user by user, and its faults are named."""
 
 import re
+from datetime import time
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sevo_jax.data import stream, streaming
+from sevo_jax.data import read_item_ids, stream, streaming
 from sevo_jax.graphs import cooccurrence
 
 
@@ -182,6 +183,11 @@ def test_faulty_rows(tmp_path, fault, batch):
         ),
         (dict(users=[1], items=["a"]), "'item' of the items is string"),
         (dict(users=[1], items=[0], times=["1"]), "'timestamp' .* is string"),
+        (dict(users=[1], items=[0], times=[time(1)]), "'timestamp' .* is time64"),
+        (
+            dict(users=[1], items=[0], times=np.ones(1, np.float16)),
+            "'timestamp' .* is halffloat",
+        ),
         (
             dict(users=np.zeros(0, int), items=np.zeros(0, int)),
             "the table has no rows",
@@ -244,7 +250,23 @@ def test_what_is_no_parquet_file(tmp_path):
         stream(path, 10)
 
 
-def test_num_items_is_positive(tmp_path):
+@pytest.mark.parametrize("num_items", [0, 2**31])
+def test_num_items_is_positive_and_fits(tmp_path, num_items):
     path = write(tmp_path / "log.parquet", [1], [0])
-    with pytest.raises(ValueError, match="num_items must be at least 1, not 0"):
-        stream(path, 0)
+    with pytest.raises(ValueError, match=f"at least 1 and .* 2..31, not {num_items}"):
+        stream(path, num_items)
+
+
+def test_items_and_ids_of_another_kind(tmp_path):
+    path = write(tmp_path / "log.parquet", [1, 1], ["a", ""])
+    with pytest.raises(ValueError, match="log.parquet: the item id '' is empty"):
+        read_item_ids(path)
+    write(path, [1, 1], [4, 5])
+    ids = np.array(["4", "5"], object)
+    with pytest.raises(ValueError, match="log.parquet: the items are int64, those"):
+        list(stream(path, 2, item_ids=ids))
+
+
+def test_the_number_of_a_column_may_be_its_name(tmp_path):
+    path = write(tmp_path / "log.parquet", [1, 1, 2], [5, 6, 7], user="1", item="0")
+    assert rows_of(path, user=1, item=0) == [[5, 6], [7]]

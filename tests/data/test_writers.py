@@ -107,7 +107,33 @@ def test_ids_that_would_not_come_back(tmp_path, column, ending, bad, what):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["log.json", "log.dat", "log.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["log.json", "log.dat", "log.csv.gz", "log.csv.zip", "log.x", "log"]
+)
 def test_formats_that_are_only_read(tmp_path, numbers, name):
     with pytest.raises(ValueError, match="written as .txt, .csv, .tsv, .parquet, .i"):
         write(numbers, tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "tsv", "inter"])
+@pytest.mark.parametrize("column", ["users", "items"])
+def test_ids_that_would_be_another_s_or_none_s(tmp_path, column, ending):
+    def log(*entries):
+        columns = {"users": ["u"] * 3, "items": ["i"] * 3, column: entries}
+        return InteractionLog.from_columns(**columns, name="log")
+
+    title = column.removesuffix("s")
+    with pytest.raises(ValueError, match=f"{title} ids '7', '7.0' would .* .parquet"):
+        write(log("8", "7", "7.0"), tmp_path / f"log.{ending}")
+    with pytest.raises(ValueError, match=f"{title} id NA .* or write .parquet"):
+        write(log("8", "7", "NA"), tmp_path / f"log.{ending}")
+    assert list(tmp_path.iterdir()) == []
+    write(log("x", "7.0", "NA"), path := tmp_path / f"log.{ending}")
+    assert_same(read(path), log("x", "7.0", "NA"))
+    write(log("8", "7", "7.0"), path := tmp_path / "log.parquet")
+    assert_same(read(path), log("8", "7", "7.0"))
+
+
+def test_a_folder_that_is_not_there(tmp_path, numbers):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none, create"):
+        write(numbers, tmp_path / "none" / "log.csv")

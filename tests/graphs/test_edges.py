@@ -81,6 +81,10 @@ FAULTS = {
     "too light": (([0], [1], [1e-60]), "row 0 has weight = 1e-60: weights must be"),
     "null item": (([0, None], [1, 2], [1.0] * 2), "row 1 has no i: repair the table"),
     "null weight": (([0], [1], pa.array([None], pa.float32())), "row 0 has no weight"),
+    "too long": (
+        ([0], pa.array([10**30], pa.decimal128(38, 0)), [1.0]),
+        "from row 0 on, a number of the column 'j' does not fit in int64",
+    ),
     "text": ((["a"], ["b"], [1.0]), "column 'i' is string, but must hold integers"),
     "fractions": (([0.0], [1], [1.0]), "column 'i' is double, but must hold integers"),
     "words": (([0], [1], ["1"]), "column 'weight' is string, but must hold numbers"),

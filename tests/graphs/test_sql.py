@@ -217,6 +217,7 @@ FAULTS = {
     "empty item": ({}, {"item": ["", "b"]}, ValueError, "item has no value in 1 rows"),
     "time missing": ({}, {"timestamp": [1, None]}, ValueError, "timestamp has no val"),
     "time NaN": ({}, {"timestamp": [1, np.nan]}, ValueError, "timestamp has no value"),
+    "no end": ({}, {"timestamp": [1, np.inf]}, ValueError, "timestamp has no value"),
     "fractions": ({}, {"item": [0.5, 1]}, TypeError, "the items is float64, but must"),
     "text for times": ({}, {"timestamp": ["9", "10"]}, TypeError, "the text '9' comes"),
     "max_hop": (dict(max_hop=0), {}, ValueError, "max_hop must be at least 1, not 0"),

@@ -90,6 +90,25 @@ def find(
     return Positions(user, item, timestamp)
 
 
+def find_by_name(
+    where: str, header: Sequence[str], columns: Mapping[str, str | int]
+) -> Positions:
+    """`find` in a table all of whose columns have names, which may be numbers.
+
+    A DataFrame calls its columns so by default. The number of a column is its name
+    then, and its position only if none is called so.
+
+    Examples:
+      >>> find_by_name("log.parquet", ["1", "0"], {"user": 1, "item": 0})
+      Positions(user=0, item=1, timestamp=None)
+    """
+    columns = {
+        title: str(column) if str(column) in header else column
+        for title, column in columns.items()
+    }
+    return find(where, header, columns)
+
+
 def find_one(
     where: str, header: Sequence[str], title: str, given: str | int | None
 ) -> int | None:

@@ -68,8 +68,11 @@ def write(log: InteractionLog, path: str | os.PathLike, dialect: Dialect) -> Non
     """Writes a table that `parse` reads; the time is the position in the sequence.
 
     Raises:
-      ValueError: an id would not come back from a RecBole file, which has no quotes.
+      ValueError: ids would be another's or none's when they are read again; or one
+        would not come back from a RecBole file, which has no quotes.
     """
+    ids.check_written(path, log.user_ids, "user")
+    ids.check_written(path, log.item_ids, "item")
     users, items, positions = (column.tolist() for column in log.to_columns())
     awkward = _awkward(
         log.user_ids, r"[\t\r\n]|^\ufeff|^" + COMMENT.pattern

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from sevo_jax.data.log import InteractionLog
 from sevo_jax.data.times import TimeParser, ranked
 
 _LONGEST_LINE = 2**24
+# In one alone a field may be missing.
+_FIRST_OBJECTS = 1000
 _ONE_A_LINE = (
     "the format is one object a line, as jq -c . makes of objects that take several "
     "and jq -c '.[]' of a list"
@@ -42,11 +45,11 @@ class _Fields(NamedTuple):
 def read(source: Source, request: Request) -> InteractionLog:
     """Reads one JSON object a line; or one of Python, as in the reviews of Steam.
 
-    The fields are found in the first line. Ids that are text stay text, because an
+    The fields are found in the first lines. Ids that are text stay text, because an
     `asin` such as `0439886341` would lose its first digit as a number.
     """
     data, where = source.text(), source.where
-    number, first = next(_objects(where, data, Faults(request.faults.skip)))
+    number, first = _first_values(where, data, request.faults.skip)
     names = list(first)
     columns = {title: str(name) for title, name in request.columns.items()}
     positions = find(f"{where}:{number}", names, columns)
@@ -59,6 +62,18 @@ def read(source: Source, request: Request) -> InteractionLog:
     if fields.timestamp is None and len(names) > 2:
         warn_of_order(where, names)
     return InteractionLog.from_codes(*parsed, name=source.name)
+
+
+def _first_values(where: str, data: bytes, skip: bool) -> tuple[int, dict[str, Any]]:
+    """The first line, and the first value of each field that the first objects have."""
+    # What cannot be read is said, and counted, when all is read.
+    objects = _objects(where, data, Faults(skip))
+    number, first = next(objects)
+    for _, entry in itertools.islice(objects, _FIRST_OBJECTS):
+        for name, value in entry.items():
+            if first.get(name) is None:
+                first[name] = value
+    return number, first
 
 
 def _parse_with_arrow(

@@ -18,11 +18,13 @@ from sevo_jax.data.formats.lines import (
     rows,
 )
 from sevo_jax.data.formats.request import Faults, Request
+from sevo_jax.data.ids import marks_of_missing
 from sevo_jax.data.times import looks_like_a_time
 
 # Blanks are tried last: they are in dates and titles too.
 _DELIMITERS = (",", "\t", ";", "|", "::", " ")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_NAME = re.compile(r"[^0-9]+")
 _BEST_RATING = 10
 # How much is looked at.
 _HEAD = 2**16
@@ -202,7 +204,10 @@ def _holds_another(table: Table) -> bool:
 
 
 def _is_header(first: list[str], second: list[str], positions: Positions) -> bool:
-    """Whether a line without usual names holds names: no digits, but numbers follow."""
+    """Whether a line without usual names holds names: no digits, but numbers follow.
+
+    Where ids are text, the numbers of another column tell, such as the ratings.
+    """
     chosen = [position for position in positions if position is not None]
     if len(second) <= max(chosen) or re.search(
         "[0-9]", "".join(first[i] for i in chosen)
@@ -211,4 +216,8 @@ def _is_header(first: list[str], second: list[str], positions: Positions) -> boo
     is_time = positions.timestamp is not None and looks_like_a_time(
         second[positions.timestamp]
     )
-    return is_time or any(_NUMBER.fullmatch(second[i]) for i in chosen)
+    return is_time or any(
+        _NUMBER.fullmatch(after)
+        for before, after in zip(first, second)
+        if _NAME.fullmatch(before) and not marks_of_missing([before])
+    )

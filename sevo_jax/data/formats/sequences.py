@@ -88,9 +88,11 @@ def write(log: InteractionLog, path: str | os.PathLike) -> None:
     """Writes sequence text.
 
     Raises:
-      ValueError: an id contains white space, or a user's begins as a comment does.
+      ValueError: an id contains white space, a user's begins as a comment does, or
+        ids would be another's or none's when they are read again.
     """
-    users, items = (_written(path, column) for column in (log.user_ids, log.item_ids))
+    users = _written(path, log.user_ids, "user")
+    items = _written(path, log.item_ids, "item")
     for user in users:
         if _is_comment(user.encode()) or user.startswith("\ufeff"):
             raise ValueError(
@@ -153,11 +155,12 @@ def _refuse_header(where: str, rows: _Rows) -> None:
     """Refuses names of columns that are not known, which are no user and items."""
     users, items, length = rows.users, rows.items, rows.lengths[0]
     first = [users[0], *items[:length]]
-    if len(users) == 1 or set(rows.lengths) != {length}:
+    if len(users) == 1 or not all(_NAME.fullmatch(token) for token in first):
         return
-    if not all(_NAME.fullmatch(token) for token in first):
-        return
-    for column in (users[1:], items[length:]):
+    columns = [users[1:]]
+    if set(rows.lengths) == {length}:
+        columns.append(items[length:])
+    for column in columns:
         if all(_WHOLE_NUMBER.fullmatch(token) for token in column):
             raise ValueError(
                 f"{where}:{rows.numbers[0]}: the line {_shown(b' '.join(first))} looks "
@@ -250,8 +253,9 @@ def _named(token: bytes) -> str:
     return named(token.decode(errors="backslashreplace"))
 
 
-def _written(path: str | os.PathLike, column: np.ndarray) -> np.ndarray:
-    """The ids as text, none of which is cut in reading."""
+def _written(path: str | os.PathLike, column: np.ndarray, title: str) -> np.ndarray:
+    """The ids as text, none of which is cut, or taken for another, in reading."""
+    ids.check_written(path, column, title)
     texts = [str(entry) for entry in column.tolist()]
     for text in texts:
         if text.encode().split() != [text.encode()]:

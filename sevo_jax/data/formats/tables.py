@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sevo_jax._files import replacing
+from sevo_jax._files import parquet_files, replacing
 from sevo_jax._messages import shown
 from sevo_jax.data.formats import arrow
-from sevo_jax.data.formats.columns import Positions, find, option
+from sevo_jax.data.formats.columns import Positions, find_by_name, option
 from sevo_jax.data.formats.request import Faults, Request, warn_of_order
 from sevo_jax.data.formats.source import Source
 from sevo_jax.data.log import InteractionLog
@@ -88,13 +88,7 @@ def parts(path: str | os.PathLike) -> list[Path]:
     """
     if not os.path.isdir(path):
         return [Path(path)]
-    found = [
-        part
-        for part in Path(path).rglob("*")
-        if part.suffix.lower() == ".parquet"
-        and not part.name.startswith(("_", "."))
-        and part.is_file()
-    ]
+    found = parquet_files(path)
     if not found:
         raise ValueError(
             f"{path}: a folder without Parquet files: name a file, or a folder whose "
@@ -131,7 +125,8 @@ def open_parquet(where: str, file: Any) -> Iterator[Any]:
             read_dictionary=[each.name for each in fields if arrow.is_text(each.type)],
             page_checksum_verification=True,
         )
-    size = os.path.getsize(file) if isinstance(file, Path) else file.size()
+    is_path = isinstance(file, str | os.PathLike)
+    size = os.path.getsize(file) if is_path else file.size()
     most = max(_ALWAYS_FIT, _MOST_ROWS_A_BYTE * size)
     with opened:
         if metadata.num_rows > most:
@@ -161,12 +156,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _find(where: str, names: list[str], request: Request) -> Positions:
-    # A name may be a number, as a DataFrame calls its columns by default.
-    columns = {
-        title: str(column) if str(column) in names else column
-        for title, column in request.columns.items()
-    }
-    positions = find(where, names, columns)
+    positions = find_by_name(where, names, request.columns)
     # The index of a DataFrame is no column that was meant to be one.
     others = [name for name in names if not name.startswith("__index_level_")]
     if positions.timestamp is None and len(others) > 2:
@@ -224,6 +214,11 @@ def _simple(where: str, title: str, name: str, column: Any) -> Any:
         column = column.cast(kind)
     is_number = types.is_integer(kind) or types.is_floating(kind)
     is_date = types.is_timestamp(kind) or types.is_date(kind)
+    # Arrow computes with larger ones only.
+    if types.is_float16(kind):
+        column = column.cast(pyarrow.float32())
+    elif types.is_decimal(kind) and kind.bit_width < 128:
+        column = column.cast(pyarrow.decimal128(kind.precision, kind.scale))
     if is_number or types.is_decimal(kind) or (is_date and title == "timestamp"):
         return column
     wanted = (
@@ -363,6 +358,8 @@ def _times(where: str, chunks: list[Any]) -> np.ndarray:
             raise ValueError(f"{where} and other parts: {error}") from error
     arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     kinds = {array.dtype.kind for array in arrays}
+    if kinds == {"M"} and len({array.dtype for array in arrays}) > 1:
+        return ranked([time for array in arrays for time in _nanoseconds(array)])
     if len(kinds) == 1 and kinds <= set("iufM"):
         return np.concatenate(arrays)
     if "M" in kinds or True in is_text:
@@ -372,3 +369,10 @@ def _times(where: str, chunks: list[Any]) -> np.ndarray:
         )
     # Whole numbers and others, which only Python compares exactly.
     return ranked([time for array in arrays for time in array.tolist()])
+
+
+def _nanoseconds(dates: np.ndarray) -> list[int]:
+    """Since 1970, as exact integers: NumPy's own are of years from 1678 to 2262."""
+    unit, count = np.datetime_data(dates.dtype)
+    factor = int(np.timedelta64(count, unit) // np.timedelta64(1, "ns"))
+    return [number * factor for number in dates.astype(np.int64).tolist()]

@@ -102,6 +102,13 @@ def test_a_header_is_no_data_where_columns_have_numbers(file, as_lists, header, 
     )
     log = read(path, user=0, item=1, timestamp=2)
     assert list(as_lists(log).values()) == list(TIMED.values())
+    # Where ids are text, the ratings tell; a mark of none is no name.
+    for first in ("buyer,thing,stars", "buyer,thing,NA"):
+        path = file("log.csv", f"{first}\nbob,tea,4\nann,jam,5\n")
+        expected = {"ann": ["jam"], "bob": ["tea"]}
+        if first.endswith("NA"):
+            expected["buyer"] = ["thing"]
+        assert as_lists(read(path, user=0, item=1)) == expected
     # All of the first line is data if it has digits, or if no numbers follow.
     path = file("log.csv", "u1,i\n5,6\n")
     assert as_lists(read(path, user=0, item=1)) == {"5": ["6"], "u1": ["i"]}

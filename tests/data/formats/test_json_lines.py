@@ -189,3 +189,15 @@ def test_nothing(file, fails):
         fails(lambda: read(path), f"{path}: the file is empty")
     path = file("a.json", "x\ny\n")
     fails(lambda: read(path, skip_bad=True), "no interactions", "a.json:1: not JSON")
+
+
+def test_fields_that_the_first_objects_lack(file, as_lists, fails, warnings_of):
+    bare = {"user_id": "A", "asin": "C"}
+    visit = {"asin": "C", "timestamp": None}
+    later = lines({**GOOD, "timestamp": 9}, {**GOOD, "asin": "D", "timestamp": 2})
+    path = file("a.json", lines(bare, visit) + later)
+    fails(lambda: read(path), "a.json:1: ", "the field 'timestamp' is missing")
+    logs = []
+    (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
+    assert as_lists(logs[0]) == {"A": ["D", "B"]}
+    assert "skipped 2 " in said and "a.json:1: " in said

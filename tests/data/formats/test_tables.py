@@ -61,6 +61,7 @@ ZONE = timezone(timedelta(hours=2))
         array([1.0, 2.0, 1.0]),
         array([1.0, 2.0, 1.0], pyarrow.float32()),
         array([Decimal("1.00"), Decimal("2.00"), Decimal("1.00")]),
+        array(np.array(USERS, np.float16)),
         array(USERS).dictionary_encode(),
     ],
     ids=lambda array: str(array.type),
@@ -305,6 +306,9 @@ def test_a_folder_of_parts(tmp_path, as_lists):
     (folder / "_SUCCESS").write_bytes(b"")
     (folder / ".part-0.parquet.crc").write_bytes(b"crc")
     (folder / "_metadata.parquet").write_bytes(b"x")
+    # What was not finished, and what Delta says of the files.
+    part(folder / "_temporary" / "0" / "part-0.parquet", [1], [7])
+    part(folder / "_delta_log" / "0.checkpoint.parquet", [1], [7])
     # A folder that is called as a file, as Spark does.
     (folder / "empty.parquet").mkdir()
     log = read(folder)
@@ -343,6 +347,10 @@ def test_dates_of_several_units(tmp_path, as_lists, fails):
         moments = array([MOMENTS[i]], pyarrow.timestamp(unit, "UTC"))
         part(folder / f"{i}.parquet", [1], [i], moments)
     assert as_lists(read(folder)) == {1: [1, 2, 0]}
+    # Nanoseconds in 64 bits end in 2262.
+    far = np.array(["9999-12-31"], "datetime64[ms]")
+    part(folder / "3.parquet", [1], [3], array(far))
+    assert as_lists(read(folder)) == {1: [1, 2, 0, 3]}
     folder = tmp_path / "text"
     for i, text in enumerate(("2020-01-02", "2020-01-01 10:00", "2020-01-01T01:00Z")):
         part(folder / f"{i}.parquet", [1], [i], [text])
