@@ -12,7 +12,10 @@ transformations they are chained from, :mod:`sevo_jax.graphs` to build graphs,
 """
 
 from sevo_jax import graphs, smoothing
-from sevo_jax.moments import scale_by_moment_corrected_adam
+from sevo_jax.moments import (
+    ScaleByMomentCorrectedAdamState,
+    scale_by_moment_corrected_adam,
+)
 from sevo_jax.operators import (
     CSROperator,
     GraphOperator,
@@ -30,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CSROperator",
     "GraphOperator",
+    "ScaleByMomentCorrectedAdamState",
     "ScaleBySevoState",
     "ShardedGraphOperator",
     "carry_over",

@@ -223,15 +223,18 @@ def active_rows_by_leaf(
 
 
 def _masks_by_name(active_rows: Any) -> Mapping[str, Any]:
-    by_name = isinstance(active_rows, Mapping)
-    return active_rows if by_name else {WHOLE_TREE: active_rows}
+    if not isinstance(active_rows, Mapping):
+        return {WHOLE_TREE: active_rows}
+    # Those that optax.masked hides with their leaves.
+    return {name: mask for name, mask in active_rows.items() if not _is_hidden(mask)}
 
 
 def check_taken(active_rows: Any) -> None:
     """Refuses active rows that no moments before in the chain were corrected by.
 
     Optax gives extra arguments to all of a chain, and who takes one is not said: so the
-    last that were taken are remembered.
+    last that were taken are remembered. What another optimizer took, and is given again
+    while it lives, passes.
     """
     if active_rows is None:
         return

@@ -27,6 +27,23 @@ from sevo_jax._leaves import (
 from sevo_jax._tables import wide, widened
 
 
+class ScaleByMomentCorrectedAdamState(NamedTuple):
+    """State of :func:`scale_by_moment_corrected_adam`.
+
+    Attributes:
+      count: number of updates so far, int32 scalar.
+      mu: bias-corrected first moments.
+      nu: bias-corrected second moments.
+      corrected: int32 scalar: 1, or 0 before the first update of a state that
+        :func:`sevo_jax.carry_over` made of Adam's, whose moments are not corrected.
+    """
+
+    count: jax.typing.ArrayLike
+    mu: optax.Updates
+    nu: optax.Updates
+    corrected: jax.typing.ArrayLike
+
+
 def scale_by_moment_corrected_adam(
     b1: float = 0.9,
     b2: float = 0.999,
@@ -56,9 +73,10 @@ def scale_by_moment_corrected_adam(
     1 prints :math:`b_1`), and :math:`\epsilon` stands outside the root as in the
     authors' code. A row that was never active has direction zero.
 
-    What precedes it must keep idle rows at exactly zero: clipping, ``zero_nans`` and
-    ``centralize`` do; coupled weight decay and gradient noise do not. Then, or if a
-    sampled row may have a zero gradient, pass ``active_rows``. Under data parallelism
+    What precedes it must keep idle rows at exactly zero: clipping and ``zero_nans``
+    do, ``centralize`` does for tables ``[n, d]``; coupled weight decay and gradient
+    noise do not. Then, or if a sampled row may have a zero gradient, pass
+    ``active_rows``. Under data parallelism
     apply it to the reduced gradient.
 
     Args:
@@ -73,16 +91,17 @@ def scale_by_moment_corrected_adam(
         before these two count tables; a one-dimensional leaf has one entry a row.
 
     Returns:
-      A transformation whose state is an ``optax.ScaleByAdamState`` that holds the
-      *bias-corrected* moments. Its ``update`` takes ``active_rows=``, keyword-only: a
-      mapping from leaf names to boolean arrays ``[..., n]`` (or one array if the tree
-      has a single leaf) to use in place of the test for zero. Inside
+      A transformation whose state holds the *bias-corrected* moments. Its ``update``
+      takes ``active_rows=``, keyword-only: a mapping from leaf names to boolean arrays
+      ``[..., n]`` (or one array if the tree has a single leaf) to use in place of the
+      test for zero. Inside
       ``optax.MultiSteps``, which passes on those of its last micro-batch alone, they
       have one dimension more: the rows of each micro-batch, ``[k, ..., n]``.
 
     Raises:
-      ValueError: if ``b1`` or ``b2`` lies outside [0, 1); from ``update`` if
-        ``active_rows`` does not fit its leaf.
+      ValueError: if ``b1`` or ``b2`` lies outside [0, 1) or is narrower than float32;
+        from ``update`` if ``active_rows`` does not fit its leaf, or the state is one of
+        ``optax.scale_by_adam``, which :func:`sevo_jax.carry_over` takes.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -99,10 +118,11 @@ def scale_by_moment_corrected_adam(
     corrected = CorrectedAdam(b1, b2, eps, eps_root, mu_dtype)
     check_row_axis(row_axis)
 
-    def init(params: optax.Params) -> optax.ScaleByAdamState:
+    def init(params: optax.Params) -> ScaleByMomentCorrectedAdamState:
         mu = jax.tree.map(corrected.init_mu, params)
         nu = jax.tree.map(corrected.init_nu, params)
-        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
+        count, flag = jnp.zeros([], jnp.int32), jnp.ones([], jnp.int32)
+        return ScaleByMomentCorrectedAdamState(count, mu, nu, flag)
 
     def update(
         updates: optax.Updates,
@@ -111,13 +131,19 @@ def scale_by_moment_corrected_adam(
         *,
         active_rows: Any = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+    ) -> tuple[optax.Updates, ScaleByMomentCorrectedAdamState]:
         del params
         check_extra_args(extra_args)
+        if not hasattr(state, "corrected"):
+            raise ValueError(
+                f"the state is {type(state).__name__}, of moments that are not "
+                "corrected: sevo_jax.carry_over makes it one of "
+                "scale_by_moment_corrected_adam"
+            )
         count = jnp.asarray(optax.safe_increment(state.count))
         grads, treedef = jax.tree.flatten(updates)
         results = [
-            corrected.step(count, *leaf)
+            corrected.step(count, *leaf, state.corrected)
             for leaf in zip(
                 grads,
                 treedef.flatten_up_to(state.mu),
@@ -130,7 +156,8 @@ def scale_by_moment_corrected_adam(
         direction, mu, nu = (
             treedef.unflatten([result[part] for result in results]) for part in range(3)
         )
-        return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+        flag = jnp.ones([], jnp.int32)
+        return direction, ScaleByMomentCorrectedAdamState(count, mu, nu, flag)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -252,6 +279,13 @@ class CorrectedAdam:
 
     def __post_init__(self) -> None:
         for name, decay in (("b1", self.b1), ("b2", self.b2)):
+            dtype = getattr(decay, "dtype", None)
+            if dtype is not None and dtype.itemsize < 4:
+                # In bfloat16 0.999 is 1.
+                raise ValueError(
+                    f"{name} is {dtype}, which is not exact enough for a decay: give "
+                    "optax.inject_hyperparams hyperparam_dtype=jnp.float32"
+                )
             if not isinstance(decay, Tracer) and not 0.0 <= float(decay) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {decay}")
 

@@ -188,7 +188,7 @@ def exact(
       The smoothed table, shape and dtype of ``x``.
 
     Raises:
-      ValueError, TypeError: as :func:`neumann`.
+      ValueError, TypeError: as :func:`neumann`, and for a negative ``tol``.
 
     Examples:
       >>> import jax.numpy as jnp, scipy.sparse
@@ -201,6 +201,8 @@ def exact(
     graph, table, dtype = _checked(adjacency, x, beta)
     beta = _strength(beta, table.dtype)
     tol = 10 * float(jnp.finfo(table.dtype).eps) if tol is None else tol
+    if not isinstance(tol, Tracer) and not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol}")
 
     # Operands, so that one program serves all calls; the rest of 1 in full precision.
     return keep_sharding(_solve, graph, beta, 1 - beta, tol, table).astype(dtype)
@@ -242,7 +244,8 @@ def smoothness(
       x: tables ``[..., n, d]``, floating point.
 
     Returns:
-      A non-negative scalar, the sum over all tables, in float32 or wider.
+      A scalar, the sum over all tables, in float32 or wider; not negative but for
+      rounding.
 
     Raises:
       ValueError, TypeError: if the table does not fit the graph.

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+_FLAG = jax.tree_util.GetAttrKey("corrected")
+
 
 def carry_over(
     optimizer: optax.GradientTransformation, state: Any, params: optax.Params
@@ -17,8 +19,9 @@ def carry_over(
 
     For rows that are appended to a table (new items), and for what an optimizer of this
     library is given in a running job: a graph for one more table, or another ``every``.
-    The new rows have moments of zero, as at the start; the moments of a leaf that
-    becomes a table go on where they are.
+    The new rows have what ``optimizer.init`` gives them, such as moments of zero; the
+    moments of a leaf that becomes a table go on where they are. So do hyper-parameters
+    that the state holds (``optax.inject_hyperparams``): set those that are to change.
 
     Args:
       optimizer: the one to go on with: any optax transformation.
@@ -29,7 +32,8 @@ def carry_over(
       A state of ``optimizer`` for ``params``.
 
     Raises:
-      ValueError: if the state has what is not zero and has no place in the new one.
+      ValueError: if the state has what is not zero and has no place in the new one;
+        what is pending of an ``every`` has one after ``update(..., flush=True)``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -61,29 +65,34 @@ def carry_over(
             return jnp.zeros_like(new) if _is_flag(path) else new
         leaf = old.pop(place)
         before = np.shape(leaf)
+        if before == new.shape:
+            return jnp.asarray(leaf, new.dtype)
         if len(before) != new.ndim or any(a > b for a, b in zip(before, new.shape)):
             raise ValueError(
                 f"{jax.tree_util.keystr(path)} of the state has shape {before}, which "
                 f"does not fit into {new.shape}: rows are appended, none removed"
             )
-        more = [(0, b - a) for a, b in zip(before, new.shape)]
-        leaf = jnp.asarray(leaf, new.dtype)
-        return jnp.pad(leaf, more) if more else leaf
+        return new.at[tuple(map(slice, before))].set(leaf)
 
     new = jax.tree_util.tree_map_with_path(carried, optimizer.init(params))
     for path, leaf in old.items():
         if np.any(leaf):
+            remedy = ""
+            if any(getattr(key, "name", None) == "pending" for key in path):
+                remedy = ": propagate it before, in an update with flush=True"
             raise ValueError(
                 f"{jax.tree_util.keystr(path)} of the state has no place in that of "
-                "the new optimizer"
+                f"the new optimizer{remedy}"
             )
     return new
 
 
 def _place(path: Any) -> Any:
     """The path of a leaf; flags of tables are told by their names, not their number."""
-    return (*path[:-2], path[-1]) if _is_flag(path) else path
+    of_table = _is_flag(path) and path[-1] != _FLAG
+    return (*path[:-2], path[-1]) if of_table else path
 
 
 def _is_flag(path: Any) -> bool:
-    return len(path) > 2 and getattr(path[-3], "name", None) == "corrected"
+    """Whether a leaf says that moments are corrected: all, or those of a table."""
+    return path[-1:] == (_FLAG,) or (len(path) > 2 and path[-3] == _FLAG)

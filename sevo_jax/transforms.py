@@ -31,6 +31,7 @@ class ScaleBySevoState(NamedTuple):
 
     Attributes:
       step: number of updates so far, int32 scalar; the time of a ``beta`` schedule.
+        It does not pass the largest one, but stays within a window of it.
       pending: with ``every`` above 1, what has acted in place and has not gone to the
         neighbours yet: a tree like the updates, :class:`optax.MaskedNode` in place of
         what no graph names. Empty otherwise.
@@ -102,8 +103,9 @@ def scale_by_sevo(
     Raises:
       ValueError, TypeError: at once for a bad graph, ``beta``, ``num_layers`` or
         ``every``; from ``init`` and ``update`` if a name matches no leaf or a table
-        does not fit, or the state was made with another ``every``; from ``update`` if
-        nothing takes ``active_rows``.
+        does not fit, or only one of the state's ``every`` and this one is 1 (from one
+        window to another, what is pending stays so); from ``update`` if nothing takes
+        ``active_rows``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -194,7 +196,19 @@ def scale_by_sevo(
         strength = beta(state.step) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
         tables = find_tables(updates, operators, row_axis)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        step = jnp.asarray(state.step)
+        last = jnp.iinfo(step.dtype).max
+        # What follows the largest is the number that is as far from the next window.
+        step = jnp.where(step < last, step, step - every) + 1
+        has_pending = not isinstance(state.pending, tuple) or bool(state.pending)
+        if has_pending != (every > 1):
+            raise ValueError(
+                "the state has pending updates, but every is 1: propagate them in an "
+                "update with flush=True; sevo_jax.carry_over then drops their place"
+                if has_pending
+                else f"the state has no pending updates, but every is {every}: it was "
+                "made with every=1; sevo_jax.carry_over gives it their place"
+            )
         if every == 1:
             for table in tables:
                 graph = operators[table.key]
@@ -202,11 +216,6 @@ def scale_by_sevo(
                 for i, leaf in table.unstack(rows, leaves, graph).items():
                     leaves[i] = leaf
             return treedef.unflatten(leaves), ScaleBySevoState(step)
-        if isinstance(state.pending, tuple) and not state.pending:
-            raise ValueError(
-                f"the state has no pending updates, but every is {every}: it was made "
-                "with every=1; sevo_jax.carry_over gives it their place"
-            )
         due = (state.step % every == every - 1) | flush
         waiting = treedef.flatten_up_to(state.pending)
         positions = [i for table in tables for i in table.leaves]

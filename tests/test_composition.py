@@ -896,6 +896,20 @@ def test_active_rows_are_not_taken_for_earlier_ones_that_are_gone():
             update(smoothing)
 
 
+def test_active_rows_that_optax_hides_with_their_leaves():
+    graph = np.ones((3, 3)) - np.eye(3)
+    params = {"item": jnp.ones((3, 2)), "bias": jnp.ones(3)}
+    tx = optax.masked(
+        sevo.sevo_adamw(1e-2, {"item": graph}),
+        {"item": True, "bias": False},
+        mask_compatible_extra_args=True,
+    )
+    grads, state = {**params, "item": jnp.zeros((3, 2))}, tx.init(params)
+    rows = {"item": jnp.array([True, False, True]), "bias": np.ones(3, bool)}
+    updates: Any = tx.update(grads, state, params, active_rows=rows)[0]
+    np.testing.assert_array_equal(updates["bias"], 1)
+
+
 def test_misspelt_arguments_are_refused(case):
     params, (grads, *_) = case.params(), case.gradients()
     tx = optax.chain(optax.clip(1e6), case.make())

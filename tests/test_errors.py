@@ -444,6 +444,32 @@ def test_decay_of_a_moment_out_of_range(name, value):
             make(**{name: value})
 
 
+def test_decay_of_half_precision():
+    """As optax.inject_hyperparams makes it of tables in bfloat16."""
+    params = jnp.asarray(TABLE, jnp.bfloat16)
+    make = optax.inject_hyperparams(
+        sevo.sevo_adamw, static_args=("num_layers", "every")
+    )
+    tx = make(learning_rate=1e-3, graphs=GRAPH)
+    for init in (tx.init, jax.jit(tx.init)):
+        with raises(ValueError, "b1 is bfloat16", "hyperparam_dtype=jnp.float32"):
+            init(params)
+    make = optax.inject_hyperparams(
+        sevo.sevo_adamw,
+        static_args=("num_layers", "every"),
+        hyperparam_dtype=jnp.float32,
+    )
+    tx = make(learning_rate=1e-3, graphs=GRAPH)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    assert np.isfinite(np.asarray(updates, np.float32)).all()
+
+
+@pytest.mark.parametrize("tol", [-1.0, np.nan])
+def test_tolerance_of_exact(tol):
+    with raises(ValueError, f"tol must be at least 0, got {tol}"):
+        sevo.smoothing.exact(GRAPH, jnp.asarray(TABLE), 0.9, tol=tol)
+
+
 @pytest.mark.parametrize("approximation", ["exact", "Neumann", None])
 def test_unknown_approximation(make, approximation):
     with raises(ValueError, "'neumann' or 'iterative'", repr(approximation)):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import scipy.sparse
 
@@ -226,3 +227,74 @@ def test_rows_are_appended_only():
     fewer = {**params, "user": params["user"][:2]}
     with pytest.raises(ValueError, match=r"\(4, 3\).*\(2, 3\).*none removed"):
         sevo.carry_over(tx, tx.init(params), fewer)
+
+
+@pytest.mark.parametrize("name", ["chain", "wrapped", "free"])
+def test_new_rows_are_as_at_the_start(name):
+    """Also of states that hold parameters, which are not zero then."""
+    make = OPTIMIZERS[name] if name in OPTIMIZERS else free
+    old, new = make({"item": graph(OLD)}), make({"item": graph(NEW)})
+    params, state = train(old, tree(0), old.init(tree(0)), range(1, 4))
+    params = grown(params, tree(5, NEW))
+    fresh, state = new.init(params), sevo.carry_over(new, state, params)
+    for start, leaf in zip(jax.tree.leaves(fresh), jax.tree.leaves(state)):
+        if leaf.ndim and len(leaf) == NEW:
+            np.testing.assert_array_equal(leaf[OLD:], start[OLD:])
+    if name == "free":
+        found = optax.contrib.schedule_free_eval_params(state, params)["item"]
+        np.testing.assert_allclose(found[OLD:], params["item"][OLD:], rtol=1e-6)
+
+
+def free(graphs):
+    return optax.contrib.schedule_free(sevo.sevo_adamw(0.1, graphs, 0.0), 0.1)
+
+
+def test_corrected_moments_and_adam_s_are_never_taken_for_each_other():
+    """Neither as they are nor stored; Adam's are carried over, and corrected then."""
+
+    def make(adam):
+        return optax.chain(adam, optax.scale_by_learning_rate(0.1))
+
+    plain, corrected = (
+        make(adam(0.8, 0.95))
+        for adam in (optax.scale_by_adam, sevo.scale_by_moment_corrected_adam)
+    )
+    tables = OPTIMIZERS["adamw"]({"item": graph(OLD)})
+    busy = jax.tree.map(lambda leaf: leaf + 0.5, tree(1))
+    states = {}
+    for tx in (plain, corrected, tables):
+        state = tx.init(busy)
+        for _ in range(3):
+            _, state = tx.update(busy, state, busy)
+        states[tx] = state
+    with pytest.raises(ValueError, match="ScaleByAdamState, .*carry_over makes it"):
+        corrected.update(busy, states[plain])
+    for old, new in ((plain, corrected), (corrected, plain), (corrected, tables)):
+        stored = flax.serialization.to_bytes(states[old])
+        with pytest.raises(ValueError):
+            flax.serialization.from_bytes(new.init(busy), stored)
+    for old, new in ((corrected, plain), (corrected, tables), (tables, corrected)):
+        with pytest.raises(ValueError, match="corrected.*no place"):
+            sevo.carry_over(new, states[old], busy)
+    carried = sevo.carry_over(corrected, states[plain], busy)
+    assert int(carried[0].corrected) == 0
+    # Of rows that are all active, the two are the same; of one that is idle, the
+    # direction stays.
+    for grads in (busy, tree(2)):
+        mine, carried = jax.jit(corrected.update)(grads, carried)
+        one, states[corrected] = corrected.update(grads, states[corrected])
+        close((mine, carried), (one, states[corrected]))
+
+
+def test_what_is_pending_is_never_lost():
+    graphs = {"item": graph(OLD)}
+    each, third = (OPTIMIZERS["sgd"](graphs, every=every) for every in (1, 3))
+    params, state = train(third, tree(0), third.init(tree(0)), [1])
+    with pytest.raises(
+        ValueError, match="pending updates, but every is 1.* flush=True"
+    ):
+        each.update(params, state, params)
+    with pytest.raises(ValueError, match="pending.*no place.*flush=True"):
+        sevo.carry_over(each, state, params)
+    _, state = third.update(params, state, params, flush=True)
+    sevo.carry_over(each, state, params)

@@ -445,7 +445,7 @@ def test_corrected_moments_are_unbiased(pattern, gradient):
     """A constant gradient is estimated as itself, whenever its row is seen."""
     transform: Any = sevo.scale_by_moment_corrected_adam(0.9, 0.99)
     state = transform.init(jnp.zeros((1, 1)))
-    assert isinstance(state, optax.ScaleByAdamState)
+    assert isinstance(state, sevo.ScaleByMomentCorrectedAdamState)
     for active in [True, *pattern]:
         _, state = transform.update(jnp.full((1, 1), active * gradient), state)
         np.testing.assert_allclose(state.mu, gradient, rtol=1e-13)

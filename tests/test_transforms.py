@@ -495,3 +495,22 @@ def test_a_period_is_a_positive_int(every, error):
     graph = sevo.graphs.cooccurrence([[0, 1]], num_items=2)
     with pytest.raises(error, match="every must be"):
         sevo.scale_by_sevo(graph, every=every)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_windows_go_on_when_the_counter_is_at_its_end(every):
+    """A counter that stayed would have the last window never end, or always."""
+    graph = np.array([[0.0, 1.0], [1.0, 0.0]])
+    tx = sevo.scale_by_sevo({"item": graph}, every=every)
+    grads = {"item": jnp.array([[1.0], [0.0]])}
+    state: Any = tx.init(grads)
+    state = state._replace(step=jnp.int32(2**31 - 3))
+    due = []
+    for _ in range(9):
+        due.append(int(state.step) % every == every - 1)
+        updates: Any
+        updates, state = tx.update(grads, state)
+        assert bool(updates["item"][1, 0] != 0) == due[-1]
+        assert state.step > 0
+    # The first steps of a window may be missing at the start: nothing else is.
+    assert due[every:] == due[:-every] and sum(due) >= 9 // every
