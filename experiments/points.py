@@ -58,12 +58,10 @@ class Point:
         recipe = RECIPES[f"{self.base}-{self.dataset}"]
         architecture = dataclasses.replace(recipe.architecture, **self.loss)
         recipe = dataclasses.replace(recipe, architecture=architecture)
-        if recipe.optimizer.name != "sevo_adam":
-            return recipe.with_optimizer("adamw" if kind == "plain" else "sevo_adamw")
-        # Adam with the decay in the gradient is SEvo-Adam of no layers.
-        layers = 0 if kind == "plain" else 3
-        optimizer = dataclasses.replace(recipe.optimizer, num_layers=layers)
-        return dataclasses.replace(recipe, optimizer=optimizer)
+        names = {"plain": "adamw", "sevo": "sevo_adamw"}
+        if recipe.optimizer.name == "adam_l2":
+            names = {"plain": "adam_l2", "sevo": "sevo_adam"}
+        return recipe.with_optimizer(names[kind])
 
     def job(self, kind: str, recipe: Recipe, seed: int, quick: bool) -> Job:
         """A run of what the search found."""
@@ -117,7 +115,7 @@ def grid(recipe: Recipe, kind: str) -> dict[str, tuple[float, ...]]:
     """The values that a search tries, in its order; as many for both kinds."""
     rates = (5e-4, 1e-3, 2e-3)
     # A decay in the gradient is of another size.
-    coupled = recipe.optimizer.name == "sevo_adam"
+    coupled = recipe.optimizer.name in ("adam_l2", "sevo_adam")
     betas: dict[str, tuple[float, ...]] = {"beta": (0.5, 0.9, 0.99)}
     return {
         "learning_rate": rates if kind == "sevo" else (2.5e-4, *rates, 4e-3),

@@ -401,9 +401,20 @@ def test_resume_skips_finished_runs(compared, path, monkeypatch, capsys):
     assert capsys.readouterr().out == format_table(before) + "\n"
 
 
+@pytest.mark.parametrize("name, left", [("seeds", "1"), ("optimizers", "adamw")])
+def test_resume_keeps_the_runs_that_are_there(compared, path, capsys, name, left):
+    before = (compared / "results.json").read_bytes()
+    args = ["compare", "--data", path, "--output", compared, "--resume", *SMALL]
+    seeds = [] if name == "seeds" else ["--seeds", 3, 1]
+    assert main([str(arg) for arg in [*args, *seeds, f"--{name}", left]]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"has runs of the {name} " in line and f"give them too, --{name}" in line
+    assert (compared / "results.json").read_bytes() == before
+
+
 def test_resume_refuses_another_recipe(compared, path, capsys):
     args = ["compare", "--data", path, "--output", compared, "--resume", *SMALL]
-    assert main([str(arg) for arg in [*args, "--seeds", 3, "--beta", 0.5]]) == 2
+    assert main([str(arg) for arg in [*args, "--seeds", 3, 1, "--beta", 0.5]]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "another run" in line and "beta was 0.99 and is 0.5" in line
 

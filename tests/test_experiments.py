@@ -657,8 +657,8 @@ def test_a_plain_run_differs_from_one_with_sevo_in_the_optimizer_alone():
         assert plain != ours
         assert dataclasses.replace(plain, optimizer=ours.optimizer) == ours
     of_bsarec = points.Point("", "bsarec", "beauty")
-    assert of_bsarec.recipe("plain").optimizer.num_layers == 0
-    assert of_bsarec.recipe("sevo").optimizer.num_layers == 3
+    assert of_bsarec.recipe("plain").optimizer.name == "adam_l2"
+    assert of_bsarec.recipe("sevo").optimizer.name == "sevo_adam"
 
 
 def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys):

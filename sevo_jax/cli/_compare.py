@@ -1,7 +1,7 @@
 """`sevo-jax compare`: one recipe, several optimizers, several seeds."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,7 @@ from sevo_jax.reports import plots
 from sevo_jax.reports.comparison import (
     RUN_KEYS,
     format_table,
+    read_results,
     write_results,
 )
 from sevo_jax.training import OptimizerConfig, RunFolder, RunResult, Trainer
@@ -60,8 +61,8 @@ class Compare(RecipeOptions):
     optimizers: Annotated[
         tuple[str, ...],
         option(
-            "Optimizers, the first being the baseline: sevo_adamw, sevo_adam, sevo_sgd "
-            "or any of optax.",
+            "Optimizers, the first being the baseline: sevo_adamw, sevo_adam, "
+            "sevo_sgd, adam_l2 (the decay is in the gradient) or any of optax.",
             "NAME [NAME ...]",
         ),
     ] = ("adamw", "sevo_adamw")
@@ -117,14 +118,38 @@ def compare(args: Sequence[str]) -> None:
     with locked(output):
         check_output(output, options.resume)
         print(f"writing to {output}", file=sys.stderr)
+        entries = _there(output / "results.json", trainers, options.seeds)
         results: list[RunResult] = []
         for result in _train(trainers, options.seeds, folder_of):
             results.append(result)
-            write_results(output / "results.json", [_entry(each) for each in results])
+            entries[result.optimizer, result.seed] = _entry(result)
+            write_results(output / "results.json", [*entries.values()])
         table = format_table([_entry(each) for each in results])
         replace_text(output / "table.txt", table + "\n")
         _draw(results, recipe.evaluation.selection, output)
     print(table)
+
+
+def _there(
+    path: Path, optimizers: Iterable[str], seeds: Iterable[int]
+) -> dict[tuple[str, int], dict]:
+    """The runs of a comparison that goes on, by optimizer and seed.
+
+    Raises:
+      ValueError: if one of them is not asked for: table and pictures would lose it.
+    """
+    there = {
+        (entry["optimizer"], entry["seed"]): entry
+        for entry in (read_results(path) if path.exists() else [])
+    }
+    for name, asked, at in (("optimizers", optimizers, 0), ("seeds", seeds, 1)):
+        known = dict.fromkeys(key[at] for key in there)
+        if not known.keys() <= set(asked):
+            raise ValueError(
+                f"{path} has runs of the {name} {' '.join(map(str, known))}: give them "
+                f"too, --{name}, with those that are added"
+            )
+    return there
 
 
 def _train(

@@ -66,7 +66,7 @@ def evaluate(args: Sequence[str]) -> None:
     """Runs ``sevo-jax evaluate`` with `args`."""
     options = parse(Evaluate, "evaluate", args)
     saved = load(options.run)
-    log, _ = served_log(saved, RunFolder(options.run), options.data)
+    log, _ = served_log(saved, RunFolder(options.run), options.data, whole=False)
     split, rows, other = leave_one_out(log), None, ""
     if not saved.is_of(split):
         found = translated(saved, log)

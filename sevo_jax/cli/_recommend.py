@@ -34,8 +34,9 @@ class Recommend:
 
     the data:
       those that the run remembers; an option of data replaces what it remembers of
-      that option alone. A user's whole history is the input. Users may be new, but for
-      mf-bpr; items that the run does not know are skipped
+      that option alone; another log is read whole, without the run's --k-core. A user's
+      whole history is the input. Users may be new, but for mf-bpr and lightgcn; items
+      that the run does not know are skipped
 
     examples:
       sevo-jax recommend runs/beauty/sevo_adamw-seed0 --users 17 42 --top 5
@@ -92,7 +93,8 @@ def recommend(args: Sequence[str]) -> None:
     if options.sequences is not None:
         title, log = "line", _read_sequences(saved, options.sequences)
     else:
-        log, asked = served_log(saved, RunFolder(options.run), options.data)
+        folder = RunFolder(options.run)
+        log, asked = served_log(saved, folder, options.data, whole=True)
         title = "user"
         if options.users:
             log = take_users(log, _rows(log, options.users, asked.k_core))

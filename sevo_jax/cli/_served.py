@@ -1,5 +1,6 @@
 """What the commands that use a trained model share: its data, in its numbers."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,10 +34,25 @@ ServedData = tyro.conf.OmitArgPrefixes[DataOptions]
 
 
 def served_log(
-    saved: SavedRun, folder: RunFolder, data: DataOptions
+    saved: SavedRun, folder: RunFolder, data: DataOptions, *, whole: bool
 ) -> tuple[InteractionLog, DataOptions]:
-    """The log that options and the run's memory name, and those options."""
+    """The log that options and the run's memory name, and those options.
+
+    Args:
+      saved: the run.
+      folder: its folder.
+      data: the options that are given.
+      whole: whether another log than the run's is taken without its filter.
+    """
     asked = recall(data, folder)
+    if data.data is not None and data.k_core is None and asked.k_core is not None:
+        if whole:
+            asked = dataclasses.replace(asked, k_core=None)
+        else:
+            say(
+                f"the log is filtered by --k-core {asked.k_core}, as in training "
+                "(--k-core 1 keeps all)"
+            )
     log = asked.load()
     if folder.source is None and data.data is None:
         # Not the built-in one in the place of another.

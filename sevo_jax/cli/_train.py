@@ -37,7 +37,8 @@ class NamedOptimizer(OptimizerConfig):
     """The optimizer; it takes those of the options that it has."""
 
     name: Annotated[str, tyro.conf.arg(name="optimizer")] = OptimizerConfig.name
-    """sevo_adamw, sevo_adam, sevo_sgd, or any optimizer of optax: adamw, lion, ..."""
+    """sevo_adamw, sevo_adam, sevo_sgd, adam_l2 (the decay is in the gradient), or any
+    optimizer of optax: adamw, lion, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

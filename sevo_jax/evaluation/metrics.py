@@ -77,7 +77,8 @@ def parse(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     if found is None or found[1] not in METRICS:
         raise ValueError(
             f"there is no metric {name!r:.40}: choose from {', '.join(METRICS)}, with "
-            "a cut-off as in NDCG@10"
+            "a cut-off as in NDCG@10, or import the module that adds it "
+            "(--plugin MODULE)"
         )
     gain, cutoff = METRICS[found[1]], found[2]
     # It would be the same whatever the ranks are.

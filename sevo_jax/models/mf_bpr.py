@@ -8,9 +8,7 @@ regularises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sevo_jax import _checks
 from sevo_jax.models import layers
-from sevo_jax.models.recommender import Sizes, UserModel
+from sevo_jax.models.recommender import UserModel
 from sevo_jax.models.registry import register
 from sevo_jax.samples.triplets import TripletBatch
 
@@ -81,13 +79,6 @@ class MFBPR(UserModel):
         self.user_embedding, self.item_embedding = (
             nnx.Param(initial(rngs.params(), shape)) for shape in shapes
         )
-
-    @classmethod
-    def for_data(
-        cls, sizes: Sizes, config: Any, *, graphs: Mapping[str, Any], rngs: nnx.Rngs
-    ) -> MFBPR:
-        del graphs
-        return cls(sizes.num_users, sizes.num_items, config, rngs=rngs)
 
     @classmethod
     def of_tables(

@@ -220,7 +220,7 @@ class UserModel(Recommender):
     """A recommender with a table of users: it serves those of the training data alone.
 
     User `u` and item `i` are the rows `u` and `i` of `user_embedding` and
-    `item_embedding`.
+    `item_embedding`. It is made by `cls(num_users, num_items, config, rngs=rngs)`.
 
     Attributes:
       num_users: number of users.
@@ -232,6 +232,18 @@ class UserModel(Recommender):
     }
 
     num_users: int
+
+    @abc.abstractmethod
+    def __init__(
+        self, num_users: int, num_items: int, config: Any, *, rngs: nnx.Rngs
+    ): ...
+
+    @classmethod
+    def for_data(
+        cls, sizes: Sizes, config: Any, *, graphs: Mapping[str, Any], rngs: nnx.Rngs
+    ) -> Self:
+        del graphs
+        return cls(sizes.num_users, sizes.num_items, config, rngs=rngs)
 
     def inputs(
         self, sequences: Sequences, users: np.ndarray | None = None

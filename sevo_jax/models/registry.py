@@ -23,7 +23,7 @@ def register(name: str) -> Callable[[Model], Model]:
       A decorator of a class, which it returns as it is.
 
     Raises:
-      TypeError: if the class is no `Recommender`.
+      TypeError: if the class is no `Recommender`, or lacks what the contract asks.
       ValueError: if another class has the name already.
 
     Examples:
@@ -35,6 +35,13 @@ def register(name: str) -> Callable[[Model], Model]:
     def add(model: Model) -> Model:
         if not (isinstance(model, type) and issubclass(model, Recommender)):
             raise TypeError(f"{model!r} is no subclass of Recommender")
+        missing = [
+            attribute
+            for attribute in dir(model)
+            if getattr(getattr(model, attribute, None), "__isabstractmethod__", False)
+        ]
+        if missing:
+            raise TypeError(f"{model.__name__} has no {', '.join(missing)}: write it")
         known = MODELS.setdefault(name, model)
         # A module that is run again, in a notebook, defines the same class anew.
         if _origin(known) != _origin(model):

@@ -250,7 +250,7 @@ def write_results(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Run]:
-    """Reads the list of runs that `write_results` wrote.
+    """Reads the runs of a comparison, which `write_results` wrote.
 
     Raises:
       ValueError: the file is not a JSON list of runs with the keys `RUN_KEYS`.

@@ -310,13 +310,18 @@ class Assembly:
             }
         if optimizer is not None:
             state = jax.eval_shape(lambda: self.start(0))
-            given["optimizer"] = program_digest(
-                self.optimizer.update,
-                state.params,
-                state.opt_state,
-                state.params,
-                graphs=self.smoothing,
+            # What optax.inject_hyperparams injects stands in the first alone.
+            programs = (
+                program_digest(self.optimizer.init, state.params),
+                program_digest(
+                    self.optimizer.update,
+                    state.params,
+                    state.opt_state,
+                    state.params,
+                    graphs=self.smoothing,
+                ),
             )
+            given["optimizer"] = " ".join(programs)
         return given
 
     def _smoothness(self, model: Any) -> dict[str, float | None]:

@@ -26,8 +26,8 @@ def export(
     """Writes a model's tables and its scorer into a new folder.
 
     ``items.parquet`` has a row an item, in the order of the scores: its id (``id``)
-    and a column for each table of items, a parameter whose name begins with ``item``;
-    ``users.parquet``, of a model that knows its users, likewise. With
+    and a column for each table of items, a parameter of which a part of the path begins
+    with ``item``; ``users.parquet``, of a model that knows its users, likewise. With
     ``format="npz"`` they are ``items.npz`` and ``users.npz``, with the same names.
 
     ``scorer.bin`` is a program of :mod:`jax.export` for CPU, GPU and TPU that holds the
@@ -124,7 +124,8 @@ def _tables(model: Any, of: str) -> dict[str, np.ndarray]:
         "/".join(map(str, path)): np.asarray(leaf[...])[offset:]
         for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
         # Not by their number of rows, which that of positions may equal.
-        if str(path[-1]).startswith(of.removesuffix("s")) and leaf.ndim == 2
+        if any(str(name).startswith(of.removesuffix("s")) for name in path)
+        and leaf.ndim == 2
     }
 
 

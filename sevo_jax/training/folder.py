@@ -165,6 +165,11 @@ class RunFolder:
         """What `write_result` was given; None while the run is unfinished."""
         return _read(self._result) if self._result.exists() else None
 
+    def drop_result(self) -> None:
+        """Removes the result of a run that goes on."""
+        self._check()
+        self._result.unlink(missing_ok=True)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes JSON values as the result of the run."""
         self._check()

@@ -139,13 +139,22 @@ class Known:
 
 
 def honest(known: Known, users: np.ndarray, split: LeaveOneOut) -> LeaveOneOut:
-    """A split of another log without the targets that the model was trained on."""
+    """A split of another log without the targets that the model was trained on.
+
+    A validation item that is no target is a training item: it stands before the test
+    item as ever.
+    """
     test_inputs = split.train.append(split.valid)
-    valid, test = (
-        np.where(known.trained_on(users, inputs, targets), -1, targets)
+    known_valid, known_test = (
+        known.trained_on(users, inputs, targets)
         for inputs, targets in ((split.train, split.valid), (test_inputs, split.test))
     )
-    return LeaveOneOut(split.train, valid, test, split.log)
+    return LeaveOneOut(
+        split.train.append(np.where(known_valid, split.valid, -1)),
+        np.where(known_valid, -1, split.valid),
+        np.where(known_test, -1, split.test),
+        split.log,
+    )
 
 
 def take_users(log: InteractionLog, users: np.ndarray) -> InteractionLog:

@@ -37,7 +37,7 @@ _SMOOTHING = (
 
 
 def optimizer_names() -> list[str]:
-    """Names that `make_optimizer` knows: SEvo's, then those of optax, sorted."""
+    """Names that `make_optimizer` knows: SEvo's, then all others, sorted."""
     return [*SEVO, *sorted(_optax_factories())]
 
 
@@ -121,8 +121,12 @@ def _schedule(
 
 
 def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """What optax and optax.contrib have that asks for a learning rate at most."""
-    factories = {}
+    """What optax and optax.contrib have that asks for a learning rate at most.
+
+    And an Adam with the decay in the gradient, which `sevo_adam` is to be beside.
+    """
+    factories: dict[str, Callable[..., optax.GradientTransformation]]
+    factories = {"adam_l2": _adam_l2}
     for module in (optax.contrib, optax):
         for name, factory in inspect.getmembers(module, inspect.isfunction):
             first, *others = [*inspect.signature(factory).parameters.values(), None]
@@ -133,6 +137,17 @@ def _optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]
             if not required and not name.startswith(("_", "schedule_free")):
                 factories[name] = factory
     return factories
+
+
+def _adam_l2(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, b1, b2)
+    )
 
 
 def _check_drivable(

@@ -58,7 +58,8 @@ class OptimizerConfig:
     """
 
     name: str = "sevo_adamw"
-    """sevo_adamw, sevo_adam, sevo_sgd, or any optimizer of optax: adamw, lion, ..."""
+    """sevo_adamw, sevo_adam, sevo_sgd, adam_l2 (the decay is in the gradient), or any
+    optimizer of optax: adamw, lion, ..."""
     learning_rate: float = 1e-3
     """Step size, above 0."""
     learning_rate_warmup: float = 0.0

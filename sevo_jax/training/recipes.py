@@ -121,12 +121,10 @@ _PATIENCE = 6
 _SASREC_CE = _vary(_SASREC, **_CE, patience=_PATIENCE)
 _GRU4REC_CE = _vary(_GRU4REC, **_CE, epochs=100, patience=_PATIENCE)
 _ZERO_BLOCK = _vary(Recipe("zero-block", patience=_PATIENCE), **_CE)
-# RecBoard's. Its Adam has the decay in the gradient, as SEvo-Adam of no layers has.
+# RecBoard's. Its Adam has the decay in the gradient.
 _BSAREC = Recipe(
     "bsarec",
-    optimizer=OptimizerConfig(
-        "sevo_adam", learning_rate=1e-4, weight_decay=1e-4, num_layers=0
-    ),
+    optimizer=OptimizerConfig("adam_l2", learning_rate=1e-4, weight_decay=1e-4),
     batch_size=256,
     epochs=200,
     patience=_PATIENCE,

@@ -122,6 +122,16 @@ class Progress:
         later = [each for each in self.history if each["epoch"] > self.best_epoch]
         return patience is not None and len(later) >= patience
 
+    def stopped_by(self, patience: int | None, selection: str) -> int | None:
+        """The epoch after which a run of so little patience had ended before now."""
+        best, waited = -1.0, 0
+        for record in self.history[:-1]:
+            metric = record["valid"][selection]
+            best, waited = (metric, 0) if metric > best else (best, waited + 1)
+            if waited == patience:
+                return record["epoch"]
+        return None
+
     @property
     def seconds_per_epoch(self) -> float:
         """The median, which the epoch that compiles does not move."""
@@ -181,7 +191,7 @@ class Run:
           resume: whether to go on.
 
         Raises:
-          CheckpointError: if it is of another run, or has trained more epochs.
+          CheckpointError: if it is of another run, or has trained for longer.
           Exception: as `RunFolder.claimed`.
         """
         on_first(lambda: stack.enter_context(folder.claimed(resume=resume)))
@@ -261,6 +271,19 @@ class Run:
         arrays = checkpoint.arrays(**{"training": self.state, best: self.best})
         self.state, self.best = arrays["training"], arrays[best]
         self.progress = Progress(**progress)
+        recipe = Recipe.from_dict(self.identity["recipe"])
+        selection = recipe.evaluation.selection
+        stop = self.progress.stopped_by(recipe.patience, selection)
+        if stop is not None:
+            raise CheckpointError(
+                f"the run in {folder.path} has trained {trained} epochs, and with "
+                f"patience {recipe.patience} it ends after epoch {stop}: give a larger "
+                "one"
+            )
+        if epochs > self.progress.epoch and not self.progress.impatient(
+            recipe.patience
+        ):
+            on_first(folder.drop_result)
         changes = [
             f"{name} is {now!r}, not {was!r}"
             for name, was, now in differences(about["machine"], self.machine)
@@ -351,6 +374,18 @@ def load(run_dir: str | Path) -> SavedRun:
         is corrupt.
     """
     folder = RunFolder(run_dir)
+    while True:
+        last = folder.checkpoints.epochs[-1:]
+        try:
+            return _load(folder)
+        except (CheckpointError, OSError):
+            # A run that is training puts a newer checkpoint in the place of the one
+            # that is being read.
+            if folder.checkpoints.epochs[-1:] in (last, []):
+                raise
+
+
+def _load(folder: RunFolder) -> SavedRun:
     checkpoint = folder.last_checkpoint()
     identity = checkpoint.about["identity"]
     progress = Progress(**checkpoint.about["progress"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from sevo_jax._files import naming, replace_text
@@ -138,29 +141,50 @@ class TensorBoard:
     """Writes scalars for TensorBoard, over the epoch as step."""
 
     def __init__(self, directory: Path, progress: Progress):
-        self._writer = SummaryWriter(str(directory), purge_step=progress.epoch)
-        if progress.evaluated:  # What has been purged with the epoch.
+        self._directory = directory
+        with naming(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            # Not by a SummaryWriter: of a full disk its thread dies, and who writes
+            # next waits for it for ever.
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+            self._records = RecordWriter(str(directory / name))
+        self._write(progress.epoch, file_version="brain.Event:2")
+        # TensorBoard drops what there is of later epochs, and of this one.
+        self._write(progress.epoch, session_log=SessionLog(status=SessionLog.START))
+        if progress.evaluated:
             self.evaluation(progress.history[-1])
 
     def train(
         self, epoch: int, loss: float, seconds: float, parts: Mapping[str, float]
     ) -> None:
-        self._writer.add_scalar("train/loss", loss, epoch)
-        for name, value in parts.items():
-            self._writer.add_scalar(f"train/{name}", value, epoch)
-        self._writer.add_scalar("train/seconds", seconds, epoch)
+        values = {"loss": loss, **parts, "seconds": seconds}
+        self._scalars(epoch, {f"train/{name}": x for name, x in values.items()})
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        for name, value in record["valid"].items():
-            # TensorBoard does not take an "@".
-            tag = f"valid/{name.replace('@', '_')}"
-            self._writer.add_scalar(tag, value, record["epoch"])
+        # TensorBoard does not take an "@".
+        values = {
+            f"valid/{name.replace('@', '_')}": value
+            for name, value in record["valid"].items()
+        }
         for name in ("smoothness", "relative_smoothness"):
             if record[name] is not None:
-                self._writer.add_scalar(name, record[name], record["epoch"])
+                values[name] = record[name]
+        self._scalars(record["epoch"], values)
 
     def close(self) -> None:
-        self._writer.close()
+        with naming(self._directory):
+            self._records.close()
+
+    def _scalars(self, epoch: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._write(epoch, summary=summary.scalar(name, value))
+        with naming(self._directory):
+            self._records.flush()
+
+    def _write(self, epoch: int, **content: Any) -> None:
+        with naming(self._directory):
+            event = Event(wall_time=time.time(), step=epoch, **content)
+            self._records.write(event.SerializeToString())
 
 
 class Bar:

@@ -21,7 +21,7 @@ from sevo_jax.training.identity import check_processes, machine
 from sevo_jax.training.mesh import describe_mesh, fetch, split_batches
 from sevo_jax.training.processes import is_first
 from sevo_jax.training.recipe import Recipe
-from sevo_jax.training.run import Run, RunResult
+from sevo_jax.training.run import Progress, Run, RunResult
 from sevo_jax.training.run_log import OnRecord, RunLog
 
 
@@ -287,8 +287,9 @@ class Trainer(Assembly):
         began = time.perf_counter()
         measured = self.measure(self.model(run.state))
         if progress.epoch % self.recipe.eval_every:
-            history = [*progress.history]
-            run.unscheduled = run.best, dataclasses.replace(progress, history=history)
+            history, notes = [*progress.history], [*progress.notes]
+            before = dataclasses.replace(progress, history=history, notes=notes)
+            run.unscheduled = run.best, before
         metric = measured["valid"][self.recipe.evaluation.selection]
         if metric > progress.best:
             progress.best, progress.best_epoch = metric, progress.epoch
@@ -301,15 +302,19 @@ class Trainer(Assembly):
         }
         progress.history.append(record)
         run.log.evaluation(record)
-        if progress.impatient(self.recipe.patience):
-            note = (
-                f"stopped after epoch {progress.epoch}: none of the last "
-                f"{self.recipe.patience} validations was better than that of epoch "
-                f"{progress.best_epoch}"
-            )
-            progress.notes.append(note)
+        for note in self._end(progress):
             run.log.note(note)
         run.save()
+
+    def _end(self, progress: Progress) -> list[str]:
+        """Why the run ends before its last epoch, if it does."""
+        if not progress.impatient(self.recipe.patience):
+            return []
+        return [
+            f"stopped after epoch {progress.epoch}: none of the last "
+            f"{self.recipe.patience} validations was better than that of epoch "
+            f"{progress.best_epoch}"
+        ]
 
     def _result(self, run: Run) -> RunResult:
         best = nnx.merge(self._ranking, run.best)
@@ -331,7 +336,7 @@ class Trainer(Assembly):
             recipe=self.recipe,
             versions=run.identity["versions"],
             machine=run.machine,
-            notes=run.progress.notes,
+            notes=[*run.progress.notes, *self._end(run.progress)],
             trained=self.rows.whole(best),
         )
 

@@ -152,7 +152,8 @@ def test_an_option_replaces_what_the_run_remembers_of_it_alone(
     moved = table.rename(tmp_path / "moved.csv")
     fails(["evaluate", output], f"trained on {table}, which is not there: give --data")
     # Neither the columns nor the core are forgotten.
-    assert _metrics(capsys, output, "--data", moved) == (expected, "")
+    found, said = _metrics(capsys, output, "--data", moved)
+    assert found == expected and "filtered by --k-core 7, as in training" in said
     # Another core is another log; the file and its columns are as they were.
     moved.rename(table)
     core = k_core(read(table, user="who", item="what", timestamp="when"), 7)

@@ -163,3 +163,16 @@ def test_users_below_the_core_are_named_with_the_remedy(run, log, tmp_path, fail
     args = ["recommend", run, "--data", path, "--users", "few", "--k-core"]
     fails([*args, 5], "no user few of 5 interactions (--k-core 1 keeps all)")
     assert main([*map(str, args), "1"]) == 0
+
+
+def test_another_log_is_served_whole(log, path, tmp_path, capsys):
+    """The filter of the training is not one of the histories that are asked for."""
+    small = "--model sasrec --width 8 --max-len 6 --batch-size 64 --epochs 1".split()
+    run = tmp_path / "run"
+    args = ["train", "--data", path, "--k-core", 7, *small, "--output", run]
+    assert main([str(arg) for arg in args]) == 0
+    capsys.readouterr()
+    today = {"somebody": ["ü2", "ü3"], "u0": ["ü3"]}
+    data = _log(today, tmp_path)
+    assert main(["recommend", f"{run}", "--top", "3", "--data", f"{data}"]) == 0
+    assert _rows(capsys.readouterr().out) == _best(run, today, 3)

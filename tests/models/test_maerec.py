@@ -535,6 +535,10 @@ def test_parameter_count_and_initial_distributions():
         ({"num_edges": 0}, "num_edges is 0: it must be at least 1"),
         ({"num_negatives": 3}, "num_negatives is 3: it must be even"),
         ({"num_negatives": 0}, "num_negatives is 0: it must be at least 1"),
+        (
+            {"reconstruction_weight": 0, "log_contrast": True},
+            "log_contrast is True: it",
+        ),
         ({"reconstruction_weight": -1.0}, "reconstruction_weight is -1.0"),
         ({"regularization": -1.0}, "regularization is -1.0: it must be at least 0"),
     ],

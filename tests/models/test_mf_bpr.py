@@ -12,9 +12,10 @@ from scipy import stats
 from sevo_jax import models
 from sevo_jax.data import Sequences, leave_one_out, planted
 from sevo_jax.evaluation import Evaluator, evaluate, recommend
+from sevo_jax.models import registry
 from sevo_jax.models.mf_bpr import MFBPR, MFBPRConfig
 from sevo_jax.samples.triplets import TripletBatch
-from sevo_jax.training import find_recipe, train
+from sevo_jax.training import Recipe, find_recipe, train
 
 NUM_USERS, NUM_ITEMS = 30, 40
 
@@ -227,3 +228,40 @@ def test_it_learns_what_is_planted():
     assert result.history[0]["valid"]["HR@10"] < 2 * chance
     assert result.test["HR@10"] > 3 * chance
     assert evaluate(result.trained, split) == result.test
+
+
+def test_a_model_of_users_as_a_newcomer_writes_it(monkeypatch):
+    """Parameters, loss and score: all else is there."""
+
+    class Mine(models.UserModel):
+        Config = MFBPRConfig
+
+        def __init__(self, num_users, num_items, config, *, rngs):
+            self.num_users, self.num_items, self.config = num_users, num_items, config
+            initial = nnx.initializers.normal(0.1)
+            for name, rows in (("user", num_users), ("item", num_items)):
+                table = nnx.Param(initial(rngs.params(), (rows, config.width)))
+                setattr(self, f"{name}_embedding", table)
+
+        def loss(self, batch, *, rng):
+            users = self.user_embedding[...][batch.users]
+            table = self.item_embedding[...]
+            rows = table[batch.positives] - table[batch.negatives]
+            loss = jax.nn.softplus(-jnp.sum(users * rows, axis=-1))
+            return jnp.mean(loss, where=batch.valid)
+
+        def score(self, inputs):
+            users = self.user_embedding[...][inputs[:, 0]]
+            return users @ self.item_embedding[...].T
+
+    missing = models.Recommender.loss
+    monkeypatch.setattr(registry, "MODELS", {})
+    with pytest.raises(TypeError, match="Half has no loss, score: write it"):
+        models.register("half")(
+            type("Half", (Mine,), dict(loss=missing, score=missing))
+        )
+    monkeypatch.undo()
+    monkeypatch.setitem(models.MODELS, "mine", Mine)
+    split = leave_one_out(planted(num_users=60, num_items=40, num_groups=4, seed=1))
+    recipe = Recipe("mine", MFBPRConfig(width=8), epochs=1, batch_size=64)
+    assert 0 <= train(recipe, split, progress=False).test["NDCG@10"] <= 1

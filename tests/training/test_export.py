@@ -9,12 +9,14 @@ import jax
 import newcomer  # noqa: F401
 import numpy as np
 import pytest
+from flax import nnx
 
 from sevo_jax.cli import main
 from sevo_jax.data import Sequences
-from sevo_jax.models import SASRecConfig
+from sevo_jax.models import MODELS, SASRecConfig
 from sevo_jax.testing import make_trainer
 from sevo_jax.training import export, load
+from sevo_jax.training.export import _tables
 
 # It knows what is written, not what wrote it.
 SCORER = """
@@ -99,6 +101,21 @@ def test_tables_carry_the_ids(finished, tmp_path):
     np.testing.assert_array_equal(table["item_embedding"].to_pylist(), expected)
     np.testing.assert_array_equal(arrays["item_embedding"], expected)
     assert not (tmp_path / "npz/users.npz").exists()
+
+
+def test_the_table_of_a_layer_is_one(tiny_split, tmp_path):
+    class Model(MODELS["sasrec"]):
+        def __init__(self, *args, rngs, **options):
+            super().__init__(*args, rngs=rngs, **options)
+            rows = self.item_embedding[...]
+            self.item_embedding = nnx.Embed(*rows.shape, rngs=rngs)
+
+    model = Model(
+        tiny_split.num_items, Model.Config(max_len=8, width=4), rngs=nnx.Rngs(0)
+    )
+    tables = _tables(model, "items")
+    assert list(tables) == ["item_embedding/embedding"]
+    assert tables["item_embedding/embedding"].shape == (tiny_split.num_items, 4)
 
 
 def test_a_table_of_as_many_rows_is_not_taken_for_items(tiny_split, tmp_path):

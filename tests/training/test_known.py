@@ -84,6 +84,9 @@ def test_targets_that_were_trained_on_are_those_of_the_brute_force(seed):
             if target >= 0 and trained.count(target) > inputs.count(target):
                 expected = -1
             assert getattr(left, part)[index] == expected
+    # Whatever is asked of validation, the test has all that came before.
+    before, after = (each.train.append(each.valid) for each in (split, left))
+    assert [row.tolist() for row in before] == [row.tolist() for row in after]
 
 
 def test_the_log_trained_on_has_no_such_targets(tiny_split):

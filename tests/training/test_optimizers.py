@@ -76,6 +76,9 @@ def test_those_of_optax_get_what_they_share_with_all(graphs):
     expected = {
         "adamw": optax.adamw(0.02, b1=0.8, b2=0.95, weight_decay=0.05),
         "adam": optax.adam(0.02, b1=0.8, b2=0.95),
+        "adam_l2": sevo.sevo_adam(
+            0.02, graphs, b1=0.8, b2=0.95, weight_decay=0.05, num_layers=0
+        ),
         "sgd": optax.sgd(0.02, momentum=0.7),
         "lion": optax.lion(0.02, b1=0.8, b2=0.95, weight_decay=0.05),
     }

@@ -122,7 +122,7 @@ def test_recipes_of_recboard_for_bsarec(dataset, dropout):
         model="bsarec",
         architecture=BSARecConfig(50, 64, 1, 2, 0.5, dropout, alpha=0.7, cutoff=5),
         optimizer=OptimizerConfig(
-            name="sevo_adam", learning_rate=1e-4, weight_decay=1e-4, num_layers=0
+            name="adam_l2", learning_rate=1e-4, weight_decay=1e-4
         ),
         batch_size=256,
         epochs=200,

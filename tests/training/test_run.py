@@ -9,6 +9,7 @@ import pytest
 from sevo_jax.data import leave_one_out
 from sevo_jax.evaluation import evaluate
 from sevo_jax.training import CheckpointError, load
+from sevo_jax.training import run as run_module
 from sevo_jax.training.run import Progress, _lasting
 
 
@@ -38,6 +39,27 @@ def test_a_checkpoint_may_be_older_than_a_field(trainer):
     assert _lasting(older) == _lasting(identity)
     older["recipe"]["architecture"]["loss"] = "bpr"
     assert _lasting(older) != _lasting(identity)
+
+
+def test_a_run_may_be_read_while_it_trains(finished, tmp_path, monkeypatch):
+    """A newer checkpoint takes the place of the one that is being read."""
+    folder = shutil.copytree(finished[1], tmp_path / "run") / "checkpoints"
+    read, tries = run_module._load, []
+
+    def replaced(path):
+        tries.append(path)
+        if len(tries) == 1:
+            (folder / "12").rename(folder / "13")
+            raise CheckpointError("not as written")
+        return read(path)
+
+    monkeypatch.setattr(run_module, "_load", replaced)
+    assert load(tmp_path / "run").epoch == 12 and len(tries) == 2
+    # What is broken and stays so is said.
+    (folder / "13/manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is corrupt"):
+        load(tmp_path / "run")
+    assert len(tries) == 3
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):

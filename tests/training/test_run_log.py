@@ -1,10 +1,12 @@
+import errno
 import io
 import json
 import sys
+import threading
 
 import pytest
 
-from sevo_jax.training import RunFolder
+from sevo_jax.training import RunFolder, run_log
 from sevo_jax.training.run import Progress
 from sevo_jax.training.run_log import RunLog
 
@@ -109,6 +111,20 @@ def test_tensorboard_gets_every_scalar(tmp_path):
     written = events.read_bytes()
     for tag in ("train/loss", "train/seconds", "valid/NDCG_10", "relative_smoothness"):
         assert tag.encode() in written
+
+
+def test_a_full_disk_is_told_at_once(tmp_path, monkeypatch):
+    """No thread dies of it, for which the next writer would wait."""
+    threads = threading.active_count()
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: '.*tensorboard'"):
+        with open_log(tmp_path) as log:
+            assert threading.active_count() == threads
+            monkeypatch.setattr(run_log.RecordWriter, "flush", refuse)
+            log.train(0, loss=1.5, seconds=0.25, parts={})
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):

@@ -5,12 +5,19 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sevo_jax as sevo
 from sevo_jax.evaluation import EvaluationConfig, evaluate
 from sevo_jax.samples import ahead
-from sevo_jax.training import CheckpointError, OptimizerConfig, train
+from sevo_jax.training import (
+    CheckpointError,
+    OptimizerConfig,
+    Trainer,
+    load,
+    train,
+)
 from sevo_jax.training.epoch import train_epoch
 
 STILL = OptimizerConfig(name="sgd", learning_rate=1e-30)
@@ -69,7 +76,44 @@ def test_training_stops_when_validation_gets_no_better(other_trainer, tmp_path, 
     longer = more.run(output=tmp_path / "run", resume=True, progress=False)
     unbroken = more.run(progress=False)
     assert longer.losses == unbroken.losses and len(longer.losses) == 6
-    assert longer.test == unbroken.test
+    assert longer.test == unbroken.test and longer.notes == unbroken.notes
+    # With as little as before it would not have come so far.
+    with pytest.raises(CheckpointError, match="with patience 2 it ends after epoch 4"):
+        trainer.run(output=tmp_path / "run", resume=True, progress=False)
+    endless = other_trainer(**change)
+    endless.run(output=tmp_path / "run", resume=True, progress=False)
+    assert load(tmp_path / "run").result["notes"] == []
+
+
+def test_a_run_that_goes_on_has_no_result(other_trainer, tmp_path):
+    small = dict(optimizer=STILL, eval_every=1)
+    other_trainer(**small, epochs=2).run(output=tmp_path, progress=False)
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        other_trainer(**small, epochs=4).run(
+            output=tmp_path, resume=True, progress=False, on_record=stop
+        )
+    assert load(tmp_path).result is None
+    # One that is through stays so.
+    other_trainer(**small, epochs=2).run(output=tmp_path, resume=True, progress=False)
+    assert load(tmp_path).result["best_epoch"] == 0
+
+
+def test_a_rate_that_is_injected_may_not_change(tiny_recipe, tiny_split, tmp_path):
+    recipe = dataclasses.replace(tiny_recipe, epochs=1)
+
+    def run(rate, **options):
+        optimizer = optax.inject_hyperparams(optax.adam)(rate)
+        trainer = Trainer(recipe, tiny_split, optimizer=optimizer)
+        return trainer.run(output=tmp_path, progress=False, **options)
+
+    run(1e-3)
+    with pytest.raises(CheckpointError, match="optimizer"):
+        run(1.0, resume=True)
+    run(1e-3, resume=True)
 
 
 def test_patience_begins_anew_with_each_better_validation(other_trainer, finished):
