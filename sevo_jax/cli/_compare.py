@@ -1,10 +1,10 @@
 """`sevo-jax compare`: one recipe, several optimizers, several seeds."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -118,12 +118,13 @@ def compare(args: Sequence[str]) -> None:
     with locked(output):
         check_output(output, options.resume)
         print(f"writing to {output}", file=sys.stderr)
-        entries = _there(output / "results.json", trainers, options.seeds)
+        there = _there(output / "results.json", trainers, options.seeds)
         results: list[RunResult] = []
         for result in _train(trainers, options.seeds, folder_of):
             results.append(result)
-            entries[result.optimizer, result.seed] = _entry(result)
-            write_results(output / "results.json", [*entries.values()])
+            there.pop((result.optimizer, result.seed), None)
+            entries = [_entry(each) for each in results]
+            write_results(output / "results.json", [*entries, *there.values()])
         table = format_table([_entry(each) for each in results])
         replace_text(output / "table.txt", table + "\n")
         _draw(results, recipe.evaluation.selection, output)
@@ -132,7 +133,7 @@ def compare(args: Sequence[str]) -> None:
 
 def _there(
     path: Path, optimizers: Iterable[str], seeds: Iterable[int]
-) -> dict[tuple[str, int], dict]:
+) -> dict[tuple[str, int], Mapping[str, Any]]:
     """The runs of a comparison that goes on, by optimizer and seed.
 
     Raises:

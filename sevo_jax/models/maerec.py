@@ -54,8 +54,7 @@ class MAERecConfig:
       num_edges: masked edges that a step reconstructs, at most.
       num_negatives: edges that are none, beside each of them; even.
       reconstruction_weight: of that part of the loss, at least 0; the SEvo paper
-        searches [0, 1]. At 0 it is left out, and so are `num_edges`, `num_negatives`
-        and `log_contrast`.
+        searches [0, 1]. At 0 it is left out, and `log_contrast` with it.
       regularization: weight of the sum of squares of all parameters, at least 0.
       seeds_from_ends: whether the next seeds of a mask are the ends of the edges
         masked so far. The authors' code, the default, adds the numbers of the two
@@ -92,11 +91,9 @@ class MAERecConfig:
         even = self.num_negatives % 2 == 0
         _checks.require_field(self, "num_negatives", even, "even")
         _checks.rates(self, "dropout")
-        for name in ("num_edges", "num_negatives", "log_contrast"):
-            unused = self.reconstruction_weight == 0
-            default = getattr(self, name) == getattr(MAERecConfig, name)
-            what = "left out, as reconstruction_weight is 0"
-            _checks.require_field(self, name, default or not unused, what)
+        has_effect = self.reconstruction_weight > 0 or not self.log_contrast
+        what = "left out, as reconstruction_weight is 0"
+        _checks.require_field(self, "log_contrast", has_effect, what)
 
 
 class Block(nnx.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
@@ -22,6 +22,9 @@ from sevo_jax.training.folder import RunFolder
 if TYPE_CHECKING:
     from sevo_jax.training.run import Progress
 
+
+# Its classes are made as it is imported.
+_events: Any = event_pb2
 
 OnRecord = Callable[[Mapping[str, Any]], object]
 
@@ -150,7 +153,8 @@ class TensorBoard:
             self._records = RecordWriter(str(directory / name))
         self._write(progress.epoch, file_version="brain.Event:2")
         # TensorBoard drops what there is of later epochs, and of this one.
-        self._write(progress.epoch, session_log=SessionLog(status=SessionLog.START))
+        start = _events.SessionLog(status=_events.SessionLog.START)
+        self._write(progress.epoch, session_log=start)
         if progress.evaluated:
             self.evaluation(progress.history[-1])
 
@@ -183,7 +187,7 @@ class TensorBoard:
 
     def _write(self, epoch: int, **content: Any) -> None:
         with naming(self._directory):
-            event = Event(wall_time=time.time(), step=epoch, **content)
+            event = _events.Event(wall_time=time.time(), step=epoch, **content)
             self._records.write(event.SerializeToString())
 
 

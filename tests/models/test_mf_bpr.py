@@ -1,6 +1,7 @@
 """MF-BPR against its definition, written out."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +237,9 @@ def test_a_model_of_users_as_a_newcomer_writes_it(monkeypatch):
     class Mine(models.UserModel):
         Config = MFBPRConfig
 
+        user_embedding: Any
+        item_embedding: Any
+
         def __init__(self, num_users, num_items, config, *, rngs):
             self.num_users, self.num_items, self.config = num_users, num_items, config
             initial = nnx.initializers.normal(0.1)
@@ -257,9 +261,8 @@ def test_a_model_of_users_as_a_newcomer_writes_it(monkeypatch):
     missing = models.Recommender.loss
     monkeypatch.setattr(registry, "MODELS", {})
     with pytest.raises(TypeError, match="Half has no loss, score: write it"):
-        models.register("half")(
-            type("Half", (Mine,), dict(loss=missing, score=missing))
-        )
+        half: Any = type("Half", (Mine,), dict(loss=missing, score=missing))
+        models.register("half")(half)
     monkeypatch.undo()
     monkeypatch.setitem(models.MODELS, "mine", Mine)
     split = leave_one_out(planted(num_users=60, num_items=40, num_groups=4, seed=1))

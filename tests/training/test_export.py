@@ -104,11 +104,13 @@ def test_tables_carry_the_ids(finished, tmp_path):
 
 
 def test_the_table_of_a_layer_is_one(tiny_split, tmp_path):
-    class Model(MODELS["sasrec"]):
+    base: Any = MODELS["sasrec"]
+
+    class Model(base):
         def __init__(self, *args, rngs, **options):
             super().__init__(*args, rngs=rngs, **options)
-            rows = self.item_embedding[...]
-            self.item_embedding = nnx.Embed(*rows.shape, rngs=rngs)
+            rows: Any = self.item_embedding
+            self.item_embedding = nnx.Embed(*rows[...].shape, rngs=rngs)
 
     model = Model(
         tiny_split.num_items, Model.Config(max_len=8, width=4), rngs=nnx.Rngs(0)
