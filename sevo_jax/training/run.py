@@ -222,10 +222,11 @@ class Run:
         if not np.isfinite(step_losses).all():
             step = int(np.argmin(np.isfinite(step_losses)))
             rate = self.identity["recipe"]["optimizer"]["learning_rate"]
+            # An optimizer that is given has one of its own.
+            said = "" if "optimizer" in self.identity else f" (learning rate {rate})"
             raise FloatingPointError(
                 f"the loss is {step_losses[step]} at step {step} of epoch "
-                f"{progress.epoch} (learning rate {rate}): the run has diverged, lower "
-                "the learning rate"
+                f"{progress.epoch}{said}: the run has diverged, lower the learning rate"
             )
         loss = float(step_losses.mean())
         parts = {name: float(values.mean()) for name, values in step_parts.items()}
