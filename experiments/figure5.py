@@ -108,13 +108,17 @@ def draw(quick: bool) -> Figure:
         study.style(row[0], f"{title}: optimizers, tuned", "", "test NDCG@10")
         study.style(row[1], f"{title}: approximations", "β", "test NDCG@10")
         _bars(row[0], dataset, quick)
+        cells = {
+            (approximation, place): approximated(dataset, approximation, beta)
+            for approximation in APPROXIMATIONS
+            for place, beta in enumerate(BETAS[dataset])
+        }
+        points = study.means(cells, "NDCG@10", quick)
         for index, approximation in enumerate(APPROXIMATIONS):
-            points = {}
-            for place, beta in enumerate(BETAS[dataset]):
-                cell = approximated(dataset, approximation, beta)
-                if (mean := cell.mean("NDCG@10", quick)) is not None:
-                    points[place] = mean
-            study.curve(row[1], points, index, approximation)
+            own = {
+                x: mean for (each, x), mean in points.items() if each == approximation
+            }
+            study.curve(row[1], own, index, approximation)
         row[1].set_xticks(range(len(BETAS[dataset])), map(str, BETAS[dataset]))
         study.legend(row[1])
     return figure

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import study
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import DATASETS
 from study import Cell
@@ -48,7 +49,7 @@ CELLS = [
 
 
 def draw(quick: bool) -> Figure:
-    """A row a data set: (a) and (b), test NDCG@10."""
+    """A row a data set: (a) and (b), test NDCG@10 of the seeds that all points have."""
     figure = Figure(figsize=(9, 3.4 * len(LENGTHS)), layout="constrained")
     titles = {"a": "first or last K items", "b": "paths up to H steps"}
     rows = figure.subplots(len(LENGTHS), 2)
@@ -56,25 +57,35 @@ def draw(quick: bool) -> Figure:
         for (panel, title), axes in zip(titles.items(), row, strict=True):
             title = f"{DATASETS[dataset]}: {title}"
             study.style(axes, title, "K" if panel == "a" else "H", "test NDCG@10")
-            for index, way in enumerate(SERIES[panel][3]):
-                points = {
-                    value: mean
-                    for value, cell in series(panel, dataset, way).items()
-                    if (mean := cell.mean("NDCG@10", quick)) is not None
-                }
-                study.curve(axes, points, index, way)
-            _star(axes, dataset, panel, quick)
+            _curves(axes, panel, dataset, quick)
             study.legend(axes)
     return figure
 
 
-def _star(axes, dataset: str, panel: str, quick: bool) -> None:
-    default = Cell("", dataset=dataset)
-    mean = default.mean("NDCG@10", quick)
-    if mean is not None:
-        graph = default.recipe.graph
-        place = graph.max_len if panel == "a" else graph.max_hop
-        axes.plot(place, mean, "*", color="black", ms=11, zorder=0)
+def _curves(axes: Axes, panel: str, dataset: str, quick: bool) -> None:
+    _, values, _, ways = SERIES[panel]
+    cells = {
+        (way, value): cell
+        for way in ways
+        for value, cell in series(panel, dataset, way).items()
+    }
+    points = study.means(cells, "NDCG@10", quick)
+    for index, way in enumerate(ways):
+        own = {value: mean for (each, value), mean in points.items() if each == way}
+        study.curve(axes, own, index, way)
+    graph = Cell("", dataset=dataset).recipe.graph
+    way, place = (
+        ("last", graph.max_len) if panel == "a" else ("distance", graph.max_hop)
+    )
+    if place is not None and (way, place) in points:
+        axes.plot(place, points[way, place], "*", color="black", ms=11, zorder=0)
+    # Those that are not run, too.
+    places = values[dataset]
+    if panel == "a":
+        axes.set_xscale("log")
+    axes.set_xlim(min(places) * 0.9, max(places) * 1.1)
+    axes.set_xticks(places, map(str, places))
+    axes.minorticks_off()
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ it changes, in whichever study, and one that changes nothing is the run of Table
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import table3
@@ -28,6 +28,7 @@ QUICK = Path("runs/quick")
 # A quick run has one in so many of a recipe's epochs.
 QUICK_SHARE = 20
 COLUMNS = ("HR@1", "HR@10", "NDCG@10", "valid NDCG@10")
+Place = TypeVar("Place", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,23 @@ def page(name: str, cells: Iterable[Cell]) -> str:
         missing = (f"{title} ({'; '.join(each)})" for title, each in gaps.items())
         parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def means(
+    cells: Mapping[Place, Cell], name: str, quick: bool = False
+) -> dict[Place, float]:
+    """A column's mean of each cell that has run, over the seeds that all of them have.
+
+    A mean of other seeds beside them would show what the seeds do.
+    """
+    found = {place: column(cell.results(quick), name) for place, cell in cells.items()}
+    found = {place: numbers for place, numbers in found.items() if numbers}
+    shared = set.intersection(*map(set, found.values())) if found else set()
+    return {
+        place: sum(numbers[seed] for seed in shared) / len(shared)
+        for place, numbers in found.items()
+        if shared
+    }
 
 
 def improvement(cell: Cell, quick: bool = False) -> float | None:
