@@ -183,7 +183,7 @@ def row_axes_of(tree: Any, row_axis: RowAxis) -> list[int]:
 
 def active_rows_by_leaf(
     tree: Any, active_rows: Any, corrected: Collection[int] | None = None
-) -> list[jax.Array | None]:
+) -> list[jax.Array | np.ndarray | None]:
     """For each leaf of ``tree`` its given mask of active rows, or ``None``.
 
     Args:
@@ -193,7 +193,7 @@ def active_rows_by_leaf(
       corrected: positions of the leaves that a mask has an effect on; all by default.
     """
     leaves = _Leaves(tree)
-    masks: list[jax.Array | None] = [None] * len(leaves.paths)
+    masks: list[jax.Array | np.ndarray | None] = [None] * len(leaves.paths)
     if active_rows is None:
         return masks
     for name, mask in _masks_by_name(active_rows).items():
