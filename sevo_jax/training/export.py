@@ -26,8 +26,9 @@ def export(
     """Writes a model's tables and its scorer into a new folder.
 
     ``items.parquet`` has a row an item, in the order of the scores: its id (``id``)
-    and a column for each table of items, a parameter of which a part of the path begins
-    with ``item``; ``users.parquet``, of a model that knows its users, likewise. With
+    and a column for each table of items, a parameter with a row for each of them and a
+    part of its path that begins with ``item``; ``users.parquet``, of a model that knows
+    its users, likewise. With
     ``format="npz"`` they are ``items.npz`` and ``users.npz``, with the same names.
 
     ``scorer.bin`` is a program of :mod:`jax.export` for CPU, GPU and TPU that holds the
@@ -118,14 +119,16 @@ def _about(model: Any) -> dict[str, Any]:
 
 
 def _tables(model: Any, of: str) -> dict[str, np.ndarray]:
-    """The parameters called after items, or users, by their paths."""
+    """The parameters called after items, or users, with a row for each of them."""
     offset = model.item_offset if of == "items" else 0
+    num_rows = offset + (model.num_items if of == "items" else model.num_users)
     return {
         "/".join(map(str, path)): np.asarray(leaf[...])[offset:]
         for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
-        # Not by their number of rows, which that of positions may equal.
+        # By the name too: a table of positions may have as many rows.
         if any(str(name).startswith(of.removesuffix("s")) for name in path)
         and leaf.ndim == 2
+        and len(leaf) == num_rows
     }
 
 

@@ -111,6 +111,8 @@ def test_the_table_of_a_layer_is_one(tiny_split, tmp_path):
             super().__init__(*args, rngs=rngs, **options)
             rows: Any = self.item_embedding
             self.item_embedding = nnx.Embed(*rows[...].shape, rngs=rngs)
+            # No table, whatever it is called.
+            self.item_tower = nnx.Linear(4, 4, rngs=rngs)
 
     model = Model(
         tiny_split.num_items, Model.Config(max_len=8, width=4), rngs=nnx.Rngs(0)
