@@ -8,7 +8,8 @@ from sevo_jax.training.optimizers import make_optimizer, optimizer_names
 from sevo_jax.training.processes import connect
 from sevo_jax.training.recipe import GraphConfig, OptimizerConfig, Recipe
 from sevo_jax.training.recipes import RECIPES, find_recipe, read_recipe
-from sevo_jax.training.run import RunResult, SavedRun, load
+from sevo_jax.training.run import RunResult
+from sevo_jax.training.saved import SavedRun, load
 from sevo_jax.training.trainer import Trainer, train
 
 __all__ = [

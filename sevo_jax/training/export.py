@@ -14,7 +14,7 @@ from flax import nnx
 
 from sevo_jax._files import is_empty, replace_text, replacing
 from sevo_jax.data.sequences import Sequences
-from sevo_jax.training.run import SavedRun
+from sevo_jax.training.saved import SavedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMATS = ("parquet", "npz")
