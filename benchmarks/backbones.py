@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 from candidates import JaxRun, TorchRun, device_name, torch_device
-from harness import save, time_in_turns
+from harness import is_short, save, time_in_turns
 from matplotlib.figure import Figure
 from paper import BACKBONES, GRAPH_MODELS, load, recipe_of
 from torch_models import check
@@ -157,12 +157,9 @@ def main() -> None:
             name, split, device, options.rounds, options.torch_steps
         )
         print(*rows(MODELS[name].label, results[name]), sep="\n", flush=True)
-    if len(chosen) < len(MODELS):
-        print("not all models: nothing written")
-        return
     figure = picture(results, devices)
     results = {"devices": devices, "rounds": options.rounds, "backbones": results}
-    path = save("backbones", results)
+    path = save("backbones", results, short=is_short(parser, options))
     plots.save(figure, path.with_suffix(".png"))
     print("written to", path)
 

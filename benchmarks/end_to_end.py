@@ -9,8 +9,9 @@ each has two, and takes the next item beside the last one or among those popular
 a community. It is written as Parquet, read, split, made a graph of, and MF-BPR is
 trained on it for an epoch with ``sevo_adamw(every=16)`` at width 16, by batches of
 half a million triplets. The validation items of some users are then ranked among *all*
-items; nobody ranks all users at this size. At the end a few steps with AdamW, and with
-SEvo at every step, beside those of the epoch (whose seconds include compiling it).
+items; nobody ranks all users at this size. The seconds of the epoch include compiling
+it; at the end a few steps, compiled before, with AdamW, with SEvo propagating once
+in 16 of them, and at every step.
 
 Each phase has its own peak of the resident size (Linux), with what earlier ones left.
 Writes ``results/end_to_end-PLATFORM.json``.
@@ -29,7 +30,7 @@ import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from harness import clock, forget_peak, peak_bytes, save, wait
+from harness import clock, forget_peak, is_short, peak_bytes, save, wait
 
 import sevo_jax as sevo
 from sevo_jax.data import LeaveOneOut, leave_one_out, read
@@ -47,17 +48,28 @@ RANKED = 500
 def draw(num_users: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Users and items of a log with planted communities, oldest first within a user.
 
-    The items of a community stand on a ring. The next item is one of the nearest on
-    it, or one drawn by popularity from either community of the user; none comes
-    twice. Ids are shuffled, so that nothing is gained from near numbers.
+    Ids are shuffled, so that nothing is gained from near numbers.
     """
     rng = np.random.default_rng(seed)
+    users, items = walk(num_users, num_items, rng)
+    return users, rng.permutation(num_items)[items]
+
+
+def walk(
+    num_users: int, num_items: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """As `draw`, before the shuffle: a community is a hundred neighbouring numbers.
+
+    The items of a community stand on a ring. The next item is one of the nearest on
+    it, or one drawn by popularity from either community of the user; none comes
+    twice.
+    """
     num_communities = num_items // COMMUNITY
     # Popular communities have more users.
     liked = num_communities * rng.random((num_users, 2)) ** 1.5
     liked = liked.astype(np.int32)
     lengths = np.minimum(5 + rng.geometric(1 / (MEAN_LENGTH - 4), num_users), LONGEST)
-    community, place = liked[:, 0], np.zeros(num_users, np.int32)
+    community, place = liked[:, 0].copy(), np.zeros(num_users, np.int32)
     keys = []
     for step in range(LONGEST):
         going = np.flatnonzero(lengths > step)
@@ -74,7 +86,7 @@ def draw(num_users: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, ...
     first = np.sort(np.unique(keys, return_index=True)[1])
     users, items = np.divmod(keys[first], num_items)
     order = np.argsort(users, kind="stable")
-    return users[order], rng.permutation(num_items)[items[order]]
+    return users[order], items[order]
 
 
 def with_few_targets(split: LeaveOneOut, users: int) -> LeaveOneOut:
@@ -104,9 +116,9 @@ class Phases:
         print(f"{name:36} {seconds:8.1f} s {peak / 1e9:6.1f} GB", flush=True)
 
 
-def step_seconds(trainer: Trainer, name: str, batches: Any) -> float:
-    """Seconds of a step with an optimizer at every step, the mean of these."""
-    config = dataclasses.replace(trainer.recipe.optimizer, name=name, every=1)
+def step_seconds(trainer: Trainer, name: str, every: int, batches: Any) -> float:
+    """Seconds of a step with an optimizer, the mean of these."""
+    config = dataclasses.replace(trainer.recipe.optimizer, name=name, every=every)
     optimizer = trainer.optimizer_of(config)
     program = trainer.program._replace(update=optimizer.update)
     state = trainer.start(0, optimizer)
@@ -159,19 +171,19 @@ def run(num_items: int, folder: Path) -> dict[str, Any]:
         batches = trainer.epochs(0)[0]
     with phase(f"train an epoch of {len(batches.users)} steps"):
         state, losses = trainer.train_epoch(state, batches, seed=0, epoch=0)
-    epoch = phase.results[-1]["seconds"]
     with phase(f"rank {len(split.valid[split.valid >= 0])} users"):
         measured = trainer.measure(trainer.model(state))
     with phase("recommend ten items to 100 users"):
         recommend(trainer.model(state), split.train.take(np.arange(100)), 10)
     del state
-    steps = {f"sevo_adamw, every {EVERY}": epoch / len(batches.users)}
-    for label, name, count in (
-        ("adamw", "adamw", 8),
-        ("sevo_adamw, every step", "sevo_adamw", 2),
+    steps = {}
+    for label, name, every, count in (
+        ("adamw", "adamw", 1, 8),
+        (f"sevo_adamw, every {EVERY}", "sevo_adamw", EVERY, EVERY),
+        ("sevo_adamw, every step", "sevo_adamw", 1, 2),
     ):
         few = jax.tree.map(lambda x, count=count: x[:count], batches)
-        steps[label] = step_seconds(trainer, name, few)
+        steps[label] = step_seconds(trainer, name, every, few)
     for label, seconds in steps.items():
         print(f"a step of {label:26} {seconds:8.3f} s")
     return {
@@ -198,8 +210,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = run(arguments.items, Path(folder))
     print("validation", results["validation"])
-    if arguments.items == parser.get_default("items"):
-        print("written to", save("end_to_end", results))
+    path = save("end_to_end", results, short=is_short(parser, arguments))
+    print("written to", path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import peak_bytes, save
+from harness import is_short, peak_bytes, save
 
 import sevo_jax as sevo
 from sevo_jax.data import Sequences, stream
@@ -133,7 +133,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--millions", type=int, default=100)
-    millions = parser.parse_args().millions
+    options = parser.parse_args()
+    millions = options.millions
     results: dict = {"interactions": millions * DRAWN, "users": millions * USERS}
     results |= {"items": NUM_ITEMS, "load average before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +145,8 @@ def main() -> None:
         results["generate"] = generated | {"bytes": file.stat().st_size}
         for stage in (build, load_mapped, load, read):
             results |= run(stage, file, graph)
-            print("written to", save("graphs", results), flush=True)
+    path = save("graphs", results, short=is_short(parser, options))
+    print("written to", path)
     built = results["build"]
     for title in ("seconds", "processor seconds"):
         speed = results["interactions"] / built[title] / 1e6

@@ -1,5 +1,6 @@
 """What the benchmarks share: graphs, timing in turns, bandwidth, where results go."""
 
+import argparse
 import ctypes
 import functools
 import importlib.metadata
@@ -10,6 +11,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from sevo_jax.reports import plots
 # One palette for all pictures.
 matplotlib.rcParams["axes.prop_cycle"] = cycler(color=plots.COLOURS)
 RESULTS = Path(__file__).parent / "results"
+# Where a run that was cut short is written: it is no evidence.
+SHORT = Path("runs/benchmarks")
 # For `paper`, which holds the backbones and the data sets. It is not imported here:
 # not every benchmark has room for all that training needs.
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
@@ -154,23 +158,35 @@ class Bandwidth:
         return {f"{size >> 20} MB": v for size, v in zip(self.sizes, self.speeds)}
 
 
-def _path(name: str) -> Path:
+def is_short(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
+    """Whether an option changes what the benchmark measures by default."""
+    values = vars(options).items()
+    return any(value != parser.get_default(name) for name, value in values)
+
+
+def _path(name: str, folder: Path) -> Path:
     clock_name = "" if CLOCK == "wall" else f"-{CLOCK}"
-    return RESULTS / f"{name}-{jax.default_backend()}{clock_name}.json"
+    return folder / f"{name}-{jax.default_backend()}{clock_name}.json"
 
 
-def earlier(name: str) -> list:
-    """The results that `save` wrote before, if any."""
-    path = _path(name)
-    return json.loads(path.read_text())["results"] if path.exists() else []
+def earlier(name: str, default: Any) -> Any:
+    """The results that `save` wrote before, or what stands for none."""
+    path = _path(name, RESULTS)
+    return json.loads(path.read_text())["results"] if path.exists() else default
 
 
-def save(name: str, results: object) -> Path:
+def save(name: str, results: object, *, short: bool = False) -> Path:
     """Writes results with the machine and the versions they were measured on.
+
+    Args:
+      name: of the benchmark.
+      results: what it measured.
+      short: whether less than the whole of it: the results in the repository stay.
 
     Returns:
       Their path: ``NAME-cpu.json``, ``NAME-gpu.json`` or ``NAME-tpu.json``, by
-      processor time ``NAME-cpu-processor.json``.
+      processor time ``NAME-cpu-processor.json``; in `RESULTS`, of a short run in
+      `SHORT`.
     """
     # Not before what is measured has its memory.
     from sevo_jax.training.identity import machine, versions
@@ -191,8 +207,8 @@ def save(name: str, results: object) -> Path:
             },
         },
     }
-    path = _path(name)
-    path.parent.mkdir(exist_ok=True)
+    path = _path(name, SHORT if short else RESULTS)
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"machine": machine_of_run, "results": results}, indent=2)
     path.write_text(content + "\n")
     return path

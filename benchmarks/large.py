@@ -43,7 +43,16 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from harness import CLOCK, Bandwidth, clock, forget_peak, power_law, save, wait
+from harness import (
+    CLOCK,
+    Bandwidth,
+    clock,
+    forget_peak,
+    is_short,
+    power_law,
+    save,
+    wait,
+)
 
 import sevo_jax as sevo
 from sevo_jax.operators import CSROperator
@@ -299,7 +308,7 @@ def main() -> None:
         "limit of one GraphOperator": "2**31 - 1 entries: row_starts is int32; at mean "
         "degree 20 that is 107 million nodes",
     }
-    path = save("large", results)
+    path = save("large", results, short=is_short(parser, arguments))
     draw(results, path.with_suffix(".png"))
     print("written to", path)
 

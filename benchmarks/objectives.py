@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from harness import save, time_in_turns
+from harness import is_short, save, time_in_turns
 from paper import load
 from windows import Epoch
 
@@ -57,7 +57,8 @@ def main() -> None:
         times = row[0] / seconds["bce adamw"]["median"]
         print(f"{loss:<20}{row[0]:15.2f}{row[1]:15.2f}{times:15.1f}")
     results = {"rounds": options.rounds, "seconds": seconds}
-    print("written to", save("objectives", results))
+    path = save("objectives", results, short=is_short(parser, options))
+    print("written to", path)
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ def main() -> None:
     tables = [(each["nodes"], each["width"]) for each in measured]
     measured += [
         each
-        for each in earlier("optimizer_step")
+        for each in earlier("optimizer_step", [])
         if (each["nodes"], each["width"]) not in tables
     ]
     measured.sort(key=lambda each: (each["nodes"], -each["width"]))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from harness import save, time_in_turns
+from harness import is_short, save, time_in_turns
 from paper import load, recipe_of
 from windows import Epoch
 
@@ -86,7 +86,8 @@ def main() -> None:
         )
         print(f"{name:<20}{''.join(cells)}{faster:15.1f}", flush=True)
     results = {"rounds": options.rounds, "backbones": results}
-    print("written to", save("prefixes", results))
+    path = save("prefixes", results, short=is_short(parser, options))
+    print("written to", path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 import scipy.sparse
-from harness import save, time_in_turns
+from harness import is_short, save, time_in_turns
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 import sevo_jax as sevo
@@ -91,12 +91,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    options = parser.parse_args()
     results: dict = {"nodes": NODES}
     for name, communities in (("power law", False), ("communities", True)):
         print(name, flush=True)
-        results[name] = measure(communities, rounds)
-        print("written to", save("reordering", results), flush=True)
+        results[name] = measure(communities, options.rounds)
+    path = save("reordering", results, short=is_short(parser, options))
+    print("written to", path)
 
 
 if __name__ == "__main__":

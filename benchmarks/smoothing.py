@@ -44,6 +44,7 @@ import scipy.sparse
 from harness import (
     CLOCK,
     Bandwidth,
+    is_short,
     keep_freed_memory,
     power_law,
     save,
@@ -437,7 +438,7 @@ def draw(measured: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def write(measured: list[dict], bandwidth: Bandwidth) -> Path:
+def write(measured: list[dict], bandwidth: Bandwidth, short: bool) -> Path:
     behind = {
         Case(*(each[field] for field in Case._fields)).label: each["over best other"]
         for each in measured
@@ -448,7 +449,7 @@ def write(measured: list[dict], bandwidth: Bandwidth) -> Path:
         "more than 10 % behind another": behind,
         "cases": measured,
     }
-    path = save("smoothing", results)
+    path = save("smoothing", results, short=short)
     draw(measured, path.with_suffix(".png"))
     return path
 
@@ -472,13 +473,14 @@ def main() -> None:
         graphs = QUICK
     measured = []
     print(HEADER)
-    path = None
     for name in graphs:
         graph = make_graph(name)
         for case in [Case(name)] if arguments.quick else cases(name):
             measured.append(measure(case, graph, bandwidth))
             print(row(case, measured[-1]), flush=True)
-            path = write(measured, bandwidth)  # at once: a long run may be stopped
+            # At once, as a long run may be stopped, but not as if it were all.
+            write(measured, bandwidth, short=True)
+    path = write(measured, bandwidth, short=is_short(parser, arguments))
     print("written to", path)
 
 

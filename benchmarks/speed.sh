@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All benchmarks of speed one after the other, on the device that JAX takes; the long
-# ones in their short form. Needs PyTorch besides `sevo-jax[train]`.
+# ones in their short form, which is written to `runs/benchmarks`. Needs PyTorch besides
+# `sevo-jax[train]`.
 set -euo pipefail
 cd "$(dirname "$0")"
 

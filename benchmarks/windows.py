@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from harness import save, time_in_turns
+from harness import is_short, save, time_in_turns
 from paper import BACKBONES, load, recipe_of
 
 from sevo_jax.data import LeaveOneOut
@@ -86,11 +86,9 @@ def main() -> None:
         )
         label = BACKBONES[name].label
         print(f"{label:<19}{seconds[ADAMW]['median']:10.3f}{cells}", flush=True)
-    if len(chosen) < len(BACKBONES):
-        print("not all backbones: nothing written")
-        return
     results = {"rounds": options.rounds, "backbones": results}
-    print("written to", save("windows", results))
+    path = save("windows", results, short=is_short(parser, options))
+    print("written to", path)
 
 
 if __name__ == "__main__":

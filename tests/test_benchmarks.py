@@ -1,5 +1,6 @@
 """The benchmarks of speed: each script can be imported and says what it does."""
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -53,6 +54,22 @@ def test_a_step_is_measured(monkeypatch, tmp_path, capsys):
     assert "300 x    4" in capsys.readouterr().out
 
 
+def test_what_is_cut_short_is_no_evidence(monkeypatch, tmp_path):
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    whole = harness.save("speed", {"seconds": 1})
+    short = harness.save("speed", {"seconds": 2}, short=True)
+    assert short.parent == harness.SHORT and whole != short
+    assert harness.earlier("speed", None) == {"seconds": 1}
+    assert harness.earlier("another", {}) == {}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    given = (([], False), (["--rounds", "3"], False), (["--rounds", "1"], True))
+    for arguments, expected in given:
+        assert harness.is_short(parser, parser.parse_args(arguments)) == expected
+
+
 def test_the_shell_script_names_benchmarks_that_are_there():
     lines = (FOLDER / "speed.sh").read_text().splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("python ")]
@@ -71,6 +88,11 @@ def test_the_log_of_ten_million_items_in_small(tmp_path):
         rows = [items[users == user] for user in range(500)]
         return sevo.graphs.cooccurrence(rows, num_items=1000).nse
 
+    # Both communities of a user go on to the end, where there are two.
+    users, walked = end_to_end.walk(500, 1000, np.random.default_rng(0))
+    late = [walked[users == user][-8:] // end_to_end.COMMUNITY for user in range(500)]
+    several = [len(np.unique(each)) for each in late]
+    assert max(several) == 2 and np.mean(several) > 1.5
     # Who follows whom repeats, whatever the shuffled numbers.
     shuffled = np.random.default_rng(1).permutation(items)
     assert distinct_links(items) < 0.9 * distinct_links(shuffled)
