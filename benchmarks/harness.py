@@ -26,7 +26,7 @@ from sevo_jax.reports import plots
 matplotlib.rcParams["axes.prop_cycle"] = cycler(color=plots.COLOURS)
 RESULTS = Path(__file__).parent / "results"
 # Where a run that was cut short is written: it is no evidence.
-SHORT = Path("runs/benchmarks")
+SHORT = Path(__file__).parents[1] / "runs" / "benchmarks"
 # For `paper`, which holds the backbones and the data sets. It is not imported here:
 # not every benchmark has room for all that training needs.
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))

@@ -21,16 +21,17 @@ from typing import Any
 import every
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from paper import RESULTS, load
 from study import Cell
 from tables import markdown
 
-from sevo_jax import ScaleBySevoState, smoothing
+import sevo_jax as sevo
 from sevo_jax._files import replace_text
 from sevo_jax.training import Trainer
+from sevo_jax.training.epoch import TrainState
 
 PATH = RESULTS / "pending.json"
-NAME = "item_embedding"
 
 
 def measure(cell: Cell, work: Path) -> dict[str, float]:
@@ -46,22 +47,7 @@ def measure(cell: Cell, work: Path) -> dict[str, float]:
         epoch, state = run.progress.epoch, run.state
     batches = jax.tree.map(lambda x: x[: k - 1], trainer.epochs(0)[epoch])
     state, _ = trainer.train_epoch(state, batches, seed=0, epoch=epoch)
-    is_sevo = lambda x: isinstance(x, ScaleBySevoState)  # noqa: E731
-    states = filter(is_sevo, jax.tree.leaves(state.opt_state, is_leaf=is_sevo))
-    (pending,) = jax.tree.leaves(next(states).pending)
-    optimizer = job.recipe.optimizer
-    beta, hops = optimizer.beta, optimizer.num_layers
-    graph = trainer.smoothing[NAME]
-    own = (1 - beta) / (1 - beta ** (hops + 1)) * pending
-    beyond = smoothing.neumann(graph, pending, beta, hops) - own
-    if not jnp.any(beyond):
-        raise RuntimeError(f"nothing is pending after {k - 1} steps of a window of {k}")
-    params = jax.tree.map(
-        lambda x: (
-            x - optimizer.learning_rate * beyond if x.shape == beyond.shape else x
-        ),
-        state.params,
-    )
+    params = propagated(trainer, state)
     return {
         "steps pending": k - 1,
         **{
@@ -72,6 +58,27 @@ def measure(cell: Cell, work: Path) -> dict[str, float]:
             )
         },
     }
+
+
+def propagated(trainer: Trainer, state: TrainState) -> nnx.State:
+    """The parameters after an update of zeros that flushes what is pending."""
+    optimizer = trainer.recipe.optimizer
+    smooth = sevo.scale_by_sevo(
+        trainer.smoothing,
+        beta=optimizer.beta,
+        num_layers=optimizer.num_layers,
+        every=optimizer.every,
+    )
+    is_sevo = lambda x: isinstance(x, sevo.ScaleBySevoState)  # noqa: E731
+    leaves = jax.tree.leaves(state.opt_state, is_leaf=is_sevo)
+    (pending,) = filter(is_sevo, leaves)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    beyond, _ = smooth.update(zeros, pending, flush=True)
+    if not any(map(jnp.any, jax.tree.leaves(beyond))):
+        raise RuntimeError("nothing is pending")
+    return jax.tree.map(
+        lambda x, step: x - optimizer.learning_rate * step, state.params, beyond
+    )
 
 
 def table() -> list[list[str]]:

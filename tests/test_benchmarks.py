@@ -57,7 +57,7 @@ def test_a_step_is_measured(monkeypatch, tmp_path, capsys):
 def test_what_is_cut_short_is_no_evidence(monkeypatch, tmp_path):
     harness = importlib.import_module("harness")
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(harness, "SHORT", tmp_path / "short")
     whole = harness.save("speed", {"seconds": 1})
     short = harness.save("speed", {"seconds": 2}, short=True)
     assert short.parent == harness.SHORT and whole != short

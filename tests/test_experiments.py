@@ -16,6 +16,7 @@ import every
 import figure3
 import figure5
 import figure8
+import jax
 import jax.numpy as jnp
 import jobs
 import losses
@@ -409,6 +410,33 @@ def test_what_is_pending_is_measured(tiny_study, monkeypatch):
     pending.PATH.write_text(json.dumps({"4": measured}))
     _, (k, steps, *values) = pending.table()
     assert (k, steps) == ("4", "3") and all(0 < float(value) < 1 for value in values)
+
+
+def test_what_is_pending_is_propagated_whole(tiny):
+    """The local part of steps u is there: ψ(Σu) less that of it is what is missing."""
+    recipe = every.cell("mf-bpr-ii", 4).recipe
+    trainer = Trainer(dataclasses.replace(recipe, epochs=1), paper.load("beauty"))
+    state, _ = trainer.train_epoch(
+        trainer.start(0),
+        jax.tree.map(lambda x: x[:3], trainer.epochs(0)[0]),
+        seed=0,
+        epoch=0,
+    )
+    optimizer, graph = recipe.optimizer, trainer.smoothing["item_embedding"]
+    is_sevo = lambda x: isinstance(x, sevo.ScaleBySevoState)  # noqa: E731
+    leaves = jax.tree.leaves(state.opt_state, is_leaf=is_sevo)
+    (inner,) = filter(is_sevo, leaves)
+    (local,) = jax.tree.leaves(inner.pending)
+    beta, hops = optimizer.beta, optimizer.num_layers
+    steps = local * (1 - beta ** (hops + 1)) / (1 - beta)
+    missing = sevo.smoothing.neumann(graph, steps, beta, hops) - local
+    moved = pending.propagated(trainer, state)
+    np.testing.assert_allclose(
+        state.params["item_embedding"][...] - moved["item_embedding"][...],
+        optimizer.learning_rate * missing,
+        rtol=1e-3,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES - {"figure8"}))
