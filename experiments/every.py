@@ -16,10 +16,8 @@ import study
 from matplotlib.figure import Figure
 from paper import BACKBONES, RESULTS
 from study import Cell
-from tables import column
 
 from sevo_jax.reports import plots
-from sevo_jax.reports.comparison import Spread
 
 STEPS = (1, 2, 4, 8, 16, 32)
 # What `benchmarks/windows.py` measured.
@@ -38,24 +36,22 @@ CELLS += [cell(backbone, every) for backbone in OTHERS for every in (1, 8)]
 
 
 def draw(quick: bool) -> Figure:
-    """NDCG@10 of SASRec by k, beside AdamW; and what SEvo adds to an epoch, by k."""
+    """NDCG@10 of SASRec by k, of the seeds that all points have, and AdamW's.
+
+    Beside it what SEvo adds to the seconds of an epoch.
+    """
     figure = Figure(figsize=(11, 4.0), layout="constrained")
     quality, cost = figure.subplots(1, 2)
     study.style(quality, "SASRec on Beauty", "propagation every k steps", "NDCG@10")
     for index, name in enumerate(("valid NDCG@10", "NDCG@10")):
         label = "validation" if name.startswith("valid") else "test"
-        by_step = {k: column(cell("sasrec", k).results(quick), name) for k in STEPS}
-        spreads = {
-            k: Spread.of([*each.values()]) for k, each in by_step.items() if each
-        }
-        study.curve(quality, {k: s.mean for k, s in spreads.items()}, index, label)
-        colour = plots.COLOURS[index]
-        for k, each in spreads.items():
-            if len(by_step[k]) > 1:
-                quality.errorbar(k, each.mean, each.std, color=colour, capsize=3)
-        plain = column(cell("sasrec", 1).plain(quick), name)
-        if plain:
-            level = Spread.of([*plain.values()]).mean
+        cells = {k: cell("sasrec", k) for k in STEPS}
+        # AdamW in the place of k = 0.
+        points = study.means({0: cells[1].plain} | cells, name, quick)
+        level = points.pop(0, None)
+        study.curve(quality, points, index, label)
+        if level is not None:
+            colour = plots.COLOURS[index]
             quality.axhline(level, ls=":", color=colour, label=f"{label}, AdamW")
     study.style(
         cost,

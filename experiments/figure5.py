@@ -101,7 +101,10 @@ CELLS = [
 
 
 def draw(quick: bool) -> Figure:
-    """A row a data set: bars of the optimizers, curves of the approximations."""
+    """A row a data set: bars of the optimizers, curves of the approximations.
+
+    Of the seeds that all in a panel have.
+    """
     figure = Figure(figsize=(11, 3.6 * len(SHOWN)), layout="constrained")
     for dataset, row in zip(SHOWN, figure.subplots(len(SHOWN), 2), strict=True):
         title = DATASETS[dataset]
@@ -125,9 +128,11 @@ def draw(quick: bool) -> Figure:
 
 
 def _bars(axes: Axes, dataset: str, quick: bool) -> None:
+    found = {name: chosen(dataset, name, quick) for name in OPTIMIZERS}
+    cells = {name: cell for name, cell in found.items() if cell is not None}
+    means = study.means(cells, "NDCG@10", quick)
     for place, optimizer in enumerate(OPTIMIZERS):
-        cell = chosen(dataset, optimizer, quick)
-        mean = cell.mean("NDCG@10", quick) if cell else None
+        mean = means.get(optimizer)
         bars = axes.bar(place, mean or 0.0, color=plots.COLOURS[place % 2])
         label = "not run" if mean is None else f"{mean:.4f}"
         axes.bar_label(bars, [label], fontsize=8)
@@ -135,9 +140,14 @@ def _bars(axes: Axes, dataset: str, quick: bool) -> None:
 
 
 def all_cells() -> list[Cell]:
-    """(b), and of (a) what the search has found."""
-    found = [chosen(dataset, name, False) for dataset in SHOWN for name in OPTIMIZERS]
-    return [*CELLS, *filter(None, found)]
+    """(b), and of (a) what the search has found, each with SEvo beside its own."""
+    cells = list(CELLS)
+    for dataset in SHOWN:
+        for name in RATES:
+            plain, ours = (chosen(dataset, p + name, False) for p in ("", "sevo_"))
+            cells += [plain] if plain else []
+            cells += [dataclasses.replace(ours, baseline=plain)] if ours else []
+    return cells
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import study
-from jobs import Job, do, train
+from jobs import Job, do
 from matplotlib.figure import Figure
 from paper import DATASETS, GENRES, RESULTS
 from study import Cell
@@ -55,10 +55,13 @@ def project(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, An
     from umap import UMAP  # pyright: ignore[reportMissingImports]
 
     for job in jobs:
-        trained = dataclasses.replace(job, name=job.name.removesuffix(SUFFIX))
+        name = job.name.removesuffix(SUFFIX)
+        # Its result may be stored, its model is not.
+        trained = dataclasses.replace(job, name=name, folder=work / "results")
+        do([trained], work)
         folder = work / trained.full_name
-        if RunFolder(folder).result is None:
-            list(train([trained], work))
+        if RunFolder(folder).result is None:  # Another process is at it.
+            continue
         saved = load(folder)
         table = saved.model.item_embedding[saved.model.item_offset :]
         points: Any = UMAP(random_state=0, n_jobs=1).fit_transform(np.asarray(table))

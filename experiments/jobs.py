@@ -66,6 +66,11 @@ def results_of(jobs: Iterable[Job]) -> dict[int, dict]:
     }
 
 
+def num_diverged(jobs: Iterable[Job]) -> int:
+    """How many of those jobs ended in a loss that is not finite."""
+    return sum("diverged" in (job.result() or {}) for job in jobs)
+
+
 def train(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Trains jobs of one recipe, on from their checkpoints where they have one.
 
@@ -94,10 +99,15 @@ def train(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, Any]
                 label=f"{chosen[0].full_name}{' and more' * (len(chosen) > 1)}",
             )
         except FloatingPointError as error:
-            # A result, too. Of several, nobody knows which: they end where one does.
-            for job in chosen:
-                about = {"dataset": job.dataset, "seed": job.seed}
-                yield job, {"diverged": str(error), "recipe": _recipe(job)} | about
+            if len(chosen) > 1:
+                # Nobody knows which.
+                for job in chosen:
+                    yield from train([job], work)
+                continue
+            # A result, too.
+            (job,) = chosen
+            about = {"dataset": job.dataset, "seed": job.seed}
+            yield job, {"diverged": str(error), "recipe": _recipe(job)} | about
             continue
         for job, result in zip(chosen, results, strict=True):
             yield job, _values(job, result)

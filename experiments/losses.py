@@ -17,7 +17,8 @@ many fewer learning rates. A trial has half of the recipe's epochs and the seed 
 validation NDCG@10 counts, and the test metrics are not even written down. What is found
 is trained for all epochs from each seed. Both stop once validation no longer improves,
 where the recipe does. SASRec on Beauty is also trained with a beta that goes to 0 by
-the last epoch, in a line or along a cosine, and with Muon on its matrices. Runs are
+the last epoch, in a line or along a cosine, beside one that stays, for all epochs each;
+and with Muon on its matrices. Runs are
 resumable and may be done side by side; trials and runs go to ``results/losses``.
 """
 
@@ -34,7 +35,7 @@ import optax.contrib
 import paper
 import study
 import tables
-from jobs import Job, do, results_of, train
+from jobs import Job, do, num_diverged, results_of, train
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import DATASETS, RESULTS
@@ -54,7 +55,6 @@ import sevo_jax as sevo
 from sevo_jax.data import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, measure
 from sevo_jax.models import Recommender
-from sevo_jax.reports import plots
 from sevo_jax.training import load
 from sevo_jax.training.optimizers import SEVO
 
@@ -62,6 +62,7 @@ METRIC = "NDCG@10"
 GROUPS = 5
 BY_POPULARITY = "NDCG@10 by popularity"
 VARIANTS = {
+    "constant": "β constant, to the last epoch",
     "linear": "β linear to 0",
     "cosine": "β cosine to 0",
     "muon": "Muon on matrices",
@@ -104,10 +105,14 @@ def varied(variant: str, seed: int, quick: bool) -> Job | None:
     recipe = point.chosen("sevo", quick)
     if recipe is None:
         return None
-    changes: dict[str, Any] = {"name": "sevo_adamw_muon"}
+    changes: dict[str, Any] = {}
+    if variant == "muon":
+        changes = {"name": "sevo_adamw_muon"}
+    elif variant != "constant":
+        epochs = recipe.epochs // study.QUICK_SHARE if quick else recipe.epochs
+        changes = {"beta_schedule": variant, "beta_epochs": float(max(1, epochs))}
     if variant != "muon":
-        changes = {"beta_schedule": variant, "beta_epochs": float(recipe.epochs)}
-        # It ends where beta does, not before.
+        # They end where beta does, not before.
         recipe = dataclasses.replace(recipe, patience=None)
     optimizer = dataclasses.replace(recipe.optimizer, **changes)
     recipe = dataclasses.replace(recipe, optimizer=optimizer)
@@ -187,32 +192,35 @@ def table(quick: bool = False) -> list[list[str]]:
 
 def _cell(point: Point, kind: str, found: dict[int, dict], quick: bool) -> str:
     recipe = point.chosen(kind, quick)
-    if recipe is None or not found:
-        return "search not done" if recipe is None else "not run"
+    if recipe is None:
+        return "search not done"
+    lost = num_diverged(point.job(kind, recipe, seed, quick) for seed in SEEDS)
+    if not found:
+        return tables.seeds_run(0, lost)
     notes = " ".join(settings(recipe, kind))
     mean = tables.spread(tables.column(found, METRIC))
-    return f"{mean} ({notes}; {tables.seeds(found)})"
+    diverged = f", {lost} diverged" if lost else ""
+    return f"{mean} ({notes}; {tables.seeds(found)}{diverged})"
 
 
 def when_reached(plain: dict[int, dict], sevo: dict[int, dict]) -> str:
-    """When AdamW has its best validation metric, and when SEvo has as much.
+    """After which epoch AdamW has its best validation metric, and SEvo as much.
 
-    Of the first seed that both have.
+    Of each seed that both have. Seconds would be of processors that other runs share.
     """
     shared = sorted(plain.keys() & sevo.keys())
     if not shared:
         return ""
-    mine, other = plain[shared[0]], sevo[shared[0]]
-    best = max(mine[tables.VALID].values())
     texts = []
-    for result in (mine, other):
-        epochs = (int(e) for e, value in result[tables.VALID].items() if value >= best)
-        epoch = min(epochs, default=None)
-        if epoch is None:
-            return f"{texts[0]}; SEvo never"
-        seconds = epoch * result["seconds_per_epoch"]
-        texts.append(f"epoch {epoch} ({seconds:.0f} s)")
-    return f"{texts[0]}; SEvo {texts[1]}"
+    for results in (plain, sevo):
+        epochs = []
+        for seed in shared:
+            best = max(plain[seed][tables.VALID].values())
+            curve = results[seed][tables.VALID].items()
+            reached = [int(epoch) for epoch, value in curve if value >= best]
+            epochs.append(str(min(reached)) if reached else "never")
+        texts.append(", ".join(epochs))
+    return f"epoch {texts[0]}; SEvo {texts[1]}"
 
 
 def page() -> str:
@@ -300,9 +308,7 @@ def main() -> None:
         write = tables.markdown if options.markdown else tables.text
         print(write(table(options.quick)))
     else:
-        path = (study.QUICK if options.quick else RESULTS) / "losses.png"
-        plots.save(draw(options.quick), path)
-        print("written to", path)
+        study.save(draw(options.quick), "losses", options.quick)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 
 import jax
 import table3
-from jobs import Job, do, results_of
+from jobs import Job, do, num_diverged, results_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paper import DATASETS, RESULTS, recipe_of
-from tables import change, column, markdown, spread, text
+from tables import change, column, markdown, seeds_run, spread, text
 
-from sevo_jax.evaluation import PAPER_METRICS
 from sevo_jax.reports import plots
 from sevo_jax.training import Recipe
 
@@ -41,6 +40,7 @@ class Cell:
       backbone: whose recipe.
       dataset: on what.
       paper: test NDCG@10 in the paper, where it can be read.
+      baseline: the same without SEvo; AdamW with the same hyper-parameters if None.
     """
 
     label: str
@@ -48,6 +48,7 @@ class Cell:
     backbone: str = "sasrec"
     dataset: str = "beauty"
     paper: float | None = None
+    baseline: "Cell | None" = None
 
     @property
     def recipe(self) -> Recipe:
@@ -88,29 +89,32 @@ class Cell:
         """What there is, by seed."""
         return results_of(self.job(seed, quick) for seed in table3.SEEDS)
 
-    def mean(self, name: str, quick: bool = False) -> float | None:
-        """A column's mean over the seeds."""
-        found = column(self.results(quick), name)
-        return sum(found.values()) / len(found) if found else None
+    def diverged(self, quick: bool = False) -> int:
+        """How many runs ended in a loss that is not finite."""
+        return num_diverged(self.job(seed, quick) for seed in table3.SEEDS)
 
-    def diverged(self, quick: bool = False) -> bool:
-        """Whether a run ended in a loss that is not finite."""
-        results = (self.job(seed, quick).result() for seed in table3.SEEDS)
-        return any(result is not None and "diverged" in result for result in results)
-
-    def plain(self, quick: bool = False) -> dict[int, dict]:
-        """What there is of AdamW, by seed."""
+    @property
+    def plain(self) -> "Cell":
+        """Without SEvo."""
+        if self.baseline is not None:
+            return self.baseline
         backbone = table3.MODELS[self.backbone].plain
-        cell = Cell("AdamW", {"optimizer.name": "adamw"}, backbone, self.dataset)
-        return cell.results(quick)
+        return Cell("AdamW", {"optimizer.name": "adamw"}, backbone, self.dataset)
 
 
 def run(cells: Iterable[Cell], options: argparse.Namespace) -> None:
-    """Trains what has no result yet, a first seed of everything before a second."""
-    jobs = [
-        [cell.job(seed, options.quick) for seed in options.seeds]
+    """Trains what has no result yet, a first seed of everything before a second.
+
+    What a cell is compared with, too.
+    """
+    wanted = [
+        each
         for cell in cells
         if f"{cell.backbone}-{cell.dataset}".startswith(tuple(options.only))
+        for each in (cell, cell.plain)
+    ]
+    jobs = [
+        [cell.job(seed, options.quick) for seed in options.seeds] for cell in wanted
     ]
     if jax.default_backend() == "cpu":
         jobs = [[job] for group in zip(*jobs, strict=True) for job in group]
@@ -119,21 +123,21 @@ def run(cells: Iterable[Cell], options: argparse.Namespace) -> None:
 
 
 def table(cells: Iterable[Cell], quick: bool = False) -> list[list[str]]:
-    """Test and validation metrics beside AdamW's, and the paper's NDCG@10."""
-    rows = [["data", "", "seeds", *COLUMNS, "over AdamW", "the paper"]]
+    """Test and validation metrics, what SEvo adds, and the paper's NDCG@10."""
+    rows = [["data", "", "seeds", *COLUMNS, "SEvo adds", "the paper"]]
     for cell in cells:
         paper = "" if cell.paper is None else f"{cell.paper:.4f}"
         found, title = cell.results(quick), DATASETS[cell.dataset]
+        state = seeds_run(len(found), cell.diverged(quick))
         if not found:
             gaps = [""] * len(COLUMNS)
-            state = "diverged" if cell.diverged(quick) else "not run"
             rows.append([title, cell.label, state, *gaps, "", paper])
             continue
         numbers = [spread(column(found, name)) for name in COLUMNS]
-        gain, plain = "", cell.plain(quick)
-        if plain and cell.recipe.optimizer.name != "adamw":
+        gain, plain = "", cell.plain.results(quick)
+        if plain and cell.recipe.optimizer.name.startswith("sevo"):
             gain = change(column(plain, "NDCG@10"), column(found, "NDCG@10"))
-        rows.append([title, cell.label, str(len(found)), *numbers, gain, paper])
+        rows.append([title, cell.label, state, *numbers, gain, paper])
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     return rows
@@ -172,18 +176,6 @@ def means(
     }
 
 
-def improvement(cell: Cell, quick: bool = False) -> float | None:
-    """Over AdamW, the mean of all metrics; None if there is nothing to compare."""
-    found, plain = cell.results(quick), cell.plain(quick)
-    if not found or not plain:
-        return None
-    means = [
-        [sum(column(each, m).values()) / len(each) for m in PAPER_METRICS]
-        for each in (found, plain)
-    ]
-    return sum(a / b - 1 for a, b in zip(*means, strict=True)) / len(PAPER_METRICS)
-
-
 def main(
     doc: str | None,
     name: str,
@@ -215,13 +207,17 @@ def main(
     elif options.command == "table":
         print((markdown if options.markdown else text)(table(cells, options.quick)))
     elif draw is not None:
-        figure = draw(options.quick)
-        if options.quick:
-            note = f"quick: 1/{QUICK_SHARE} of the epochs"
-            figure.suptitle(note, color="#D55E00", fontsize=9)
-        folder = QUICK if options.quick else RESULTS
-        plots.save(figure, folder / f"{name}.png")
-        print("written to", folder / f"{name}.png")
+        save(draw(options.quick), name, options.quick)
+
+
+def save(figure: Figure, name: str, quick: bool) -> None:
+    """Writes a picture; one of quick runs says so, and goes elsewhere."""
+    if quick:
+        note = f"quick: 1/{QUICK_SHARE} of the epochs"
+        figure.suptitle(note, color="#D55E00", fontsize=9)
+    path = (QUICK if quick else RESULTS) / f"{name}.png"
+    plots.save(figure, path)
+    print("written to", path)
 
 
 def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -23,11 +23,11 @@ plain backbones are unpublished. SEvo on a graph model is not in the paper.
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
-from jobs import Job, do, results_of
+from jobs import Job, do, num_diverged, results_of
 from matplotlib.figure import Figure
 from paper import BACKBONES, DATASETS, GRAPH_MODELS, NUMBERS, RESULTS, recipe_of
 from scipy import stats
@@ -37,9 +37,11 @@ from tables import (
     Results,
     change,
     column,
+    improvements,
     markdown,
     percent,
     seeds,
+    seeds_run,
     spread,
     spread_of,
     text,
@@ -99,13 +101,19 @@ def jobs(seeds: list[int]) -> Iterator[list[Job]]:
         yield from ([job(*cell, seed) for seed in seeds] for cell in cells)
 
 
-def cell(backbone: str, dataset: str, make=job) -> tuple[Results, Results]:
-    """What there is with SEvo and without it."""
+def cell_jobs(backbone: str, dataset: str, make=job) -> tuple[list[Job], list[Job]]:
+    """The runs with SEvo and without it."""
     plain = MODELS[backbone].plain
     return (
-        results_of(make(backbone, dataset, "sevo_adamw", seed) for seed in SEEDS),
-        results_of(make(plain, dataset, "adamw", seed) for seed in SEEDS),
+        [make(backbone, dataset, "sevo_adamw", seed) for seed in SEEDS],
+        [make(plain, dataset, "adamw", seed) for seed in SEEDS],
     )
+
+
+def cell(backbone: str, dataset: str, make=job) -> tuple[Results, Results]:
+    """What there is with SEvo and without it."""
+    sevo, plain = cell_jobs(backbone, dataset, make)
+    return results_of(sevo), results_of(plain)
 
 
 def authors_spreads(backbone: str, dataset: str) -> list[str]:
@@ -159,22 +167,25 @@ def table_in_markdown() -> str:
     for dataset, title in DATASETS.items():
         for backbone, about in BACKBONES.items():
             compared = [spread_of(*_authors(backbone, dataset)), _paper(about, dataset)]
-            lines = [("", job, compared)]
-            if backbone == "gru4rec":
-                # By default it is trained otherwise than the authors train it.
-                prefixes = (", prefixes", authors_job, compared)
-                lines = [prefixes, (", sequences", job, ["", ""])]
-            for note, make, (authors, paper) in lines:
-                sevo, plain = cell(backbone, dataset, make)
+            for number, (note, make) in enumerate(_ways(backbone)):
+                # The authors train one way, the first.
+                authors, paper = ["", ""] if number else compared
                 label = about.label + note
-                if not (sevo and plain):
+                runs = cell_jobs(backbone, dataset, make)
+                both = [results_of(each) for each in runs]
+                counts = [
+                    seeds_run(len(found), num_diverged(each))
+                    for found, each in zip(both, runs, strict=True)
+                ]
+                if counts == ["not run"] * 2:
                     missing.setdefault(title, []).append(label)
                     continue
-                numbers = [column(each, "NDCG@10") for each in (sevo, plain)]
-                counts = {len(each): None for each in numbers}
+                sevo, plain = (column(each, "NDCG@10") for each in both)
                 rows.append(
-                    [title, label, " and ".join(map(str, counts)), spread(numbers[0])]
-                    + [authors, spread(numbers[1]), paper, change(*numbers[::-1])]
+                    [title, label, " and ".join(dict.fromkeys(counts))]
+                    + [spread(sevo) if sevo else "", authors]
+                    + [spread(plain) if plain else "", paper]
+                    + [change(plain, sevo) if plain and sevo else ""]
                 )
     gaps = (f"on {title} {', '.join(each)}" for title, each in missing.items())
     return f"{markdown(rows)}\n\nNot run yet: {'; '.join(gaps) or 'nothing'}."
@@ -243,26 +254,30 @@ def average_improvements() -> list[list[str]]:
     """As the paper's last row: the mean over all data sets and metrics."""
     rows = [["mean improvement", "here", "the paper", "the paper, same data sets"]]
     for backbone, about in BACKBONES.items():
-        ours, paper = {}, {}
-        for dataset in DATASETS:
-            sevo, plain = cell(backbone, dataset)
-            shared = sorted(sevo.keys() & plain.keys())
-            for metric in PAPER_METRICS:
-                key = f"{dataset} {metric}"
-                with_sevo = NUMBERS["with"][f"{backbone}-{dataset}"][metric]["mean"]
-                without = NUMBERS["without"][f"{about.paper}-{dataset}"][metric]
-                paper[key] = with_sevo / without - 1
+        for label, make in _ways(backbone):
+            ours, paper = {}, {}
+            for dataset in DATASETS:
+                sevo, plain = cell(backbone, dataset, make)
+                shared = sevo.keys() & plain.keys()
                 if shared:
-                    means = [
-                        Spread.of([column(each, metric)[seed] for seed in shared]).mean
-                        for each in (sevo, plain)
-                    ]
-                    ours[key] = means[0] / means[1] - 1
-        same = {key: paper[key] for key in ours}
-        cells = [_mean_percent(each) for each in (ours, paper, same)]
-        datasets = len(ours) // len(PAPER_METRICS)
-        rows.append([f"{about.label}, {datasets} data sets", *cells])
+                    gains = improvements(plain, sevo, shared)
+                    ours |= {f"{dataset} {name}": each for name, each in gains.items()}
+                for metric in PAPER_METRICS:
+                    with_sevo = NUMBERS["with"][f"{backbone}-{dataset}"][metric]["mean"]
+                    without = NUMBERS["without"][f"{about.paper}-{dataset}"][metric]
+                    paper[f"{dataset} {metric}"] = with_sevo / without - 1
+            same = {key: paper[key] for key in ours}
+            cells = [_mean_percent(each) for each in (ours, paper, same)]
+            datasets = len(ours) // len(PAPER_METRICS)
+            rows.append([f"{about.label}{label}, {datasets} data sets", *cells])
     return rows
+
+
+def _ways(backbone: str) -> list[tuple[str, Callable[..., Job]]]:
+    """How a backbone is trained; GRU4Rec first as the authors train it."""
+    if backbone == "gru4rec":
+        return [(", prefixes", authors_job), (", sequences", job)]
+    return [("", job)]
 
 
 def _mean_percent(improvements: Mapping[str, float]) -> str:

@@ -1,6 +1,6 @@
 """How results are written: numbers over seeds, their differences, and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sevo_jax.evaluation import PAPER_METRICS
 from sevo_jax.reports.comparison import Spread, paired_difference
@@ -51,6 +51,27 @@ def percent(share: float) -> str:
 def seeds(results: Results) -> str:
     """Which seeds there are."""
     return f"seed{'s' * (len(results) > 1)} {' '.join(map(str, sorted(results)))}"
+
+
+def seeds_run(done: int, diverged: int) -> str:
+    """Of how many seeds a number is, and how many have none as they diverged."""
+    if not diverged:
+        return str(done) if done else "not run"
+    return f"{done}, {diverged} diverged" if done else "diverged"
+
+
+def improvements(
+    before: Results, after: Results, seeds: Iterable[int]
+) -> dict[str, float]:
+    """By what share the mean over some seeds of each of the paper's metrics grows."""
+    gains = {}
+    for metric in PAPER_METRICS:
+        one, two = (
+            sum(column(each, metric)[seed] for seed in seeds)
+            for each in (before, after)
+        )
+        gains[metric] = two / one - 1
+    return gains
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
