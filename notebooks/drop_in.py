@@ -152,7 +152,7 @@ for name, runs in curves.items():
 # ## What it did to the updates
 #
 # Smoothing lowers the roughness $\mathrm{Tr}(X^T (I - \tilde A) X)$ of an update and
-# keeps a positive angle with it (Theorem 1 of the paper). `compare` measures both.
+# keeps a positive angle with it (Theorem 1 of the paper). `effect` measures both.
 
 # %%
 operator = sevo.prepare(graph)

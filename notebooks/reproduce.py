@@ -59,8 +59,8 @@ print(log.name, statistics(log))
 # Model, optimizer, graph and protocol. With the data and a seed it determines a run, bit
 # for bit. Only `epochs` is changed; the paper trains for the number that it has.
 #
-# **Ten epochs of Beauty say nothing yet.** SEvo starts slower there and is ahead at the
-# end: for the paper's figures train all 200 epochs, on a GPU or over night.
+# **Ten epochs of Beauty say nothing yet.** What SEvo gains there it gains late: for the
+# paper's figures train all 200 epochs, ten minutes a run on a core.
 
 # %%
 print(f"{recipe.epochs} epochs in full, {epochs} here")

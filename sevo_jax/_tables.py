@@ -79,9 +79,13 @@ class Table:
         if rows == graph.num_nodes:
             remedy = "the leaves of a joint table need one width"
         else:
+            offset = (
+                "item_offset=1 if row 0 is padding"
+                if rows > graph.num_nodes
+                else "item_offset=0 if no row is padding"
+            )
             remedy = (
-                "build the graph with item_offset=1 if row 0 is padding, or with "
-                "num_nodes= the number of rows"
+                f"build the graph with {offset}, or with num_nodes= the number of rows"
             )
             if _num_rows(shapes, [-1] * len(shapes)) == graph.num_nodes:
                 remedy += (

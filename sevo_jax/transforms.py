@@ -124,10 +124,11 @@ def scale_by_sevo(
     (:math:`l = 0`, the factor :math:`c` of the identity, 0.254 by default) acts in each
     update, and what goes to neighbours is summed and propagated in each
     :math:`k`-th: over a window the updates have the same sum as with ``every=1``, and
-    so the properties of Theorem 1, at about :math:`1 / k` of the cost and for one more
-    array the size of each table. What changes within a window is the gradient, which
-    does not see the neighbours' part yet. If its Lipschitz constant is :math:`C`, a
-    quadratic loss decreases over each window of gradient steps of size :math:`\eta`
+    so the properties of Theorem 1, for :math:`1 / k` of the sparse products and one
+    more array the size of each table. What changes within a window is the gradient,
+    which does not see the neighbours' part yet. If its Lipschitz constant is
+    :math:`C`, a quadratic loss decreases over each window of gradient steps of size
+    :math:`\eta`
 
     * whose Hessian commutes with :math:`\tilde A` (rows curved alike) if and only if
       :math:`1 - (1 - \eta c C)^k < 2 c`. For this :math:`k \eta C < 2` is enough, as

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from sevo_jax import evaluation
+from sevo_jax._files import check_folder
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._served import (
@@ -65,6 +66,8 @@ class Evaluate:
 def evaluate(args: Sequence[str]) -> None:
     """Runs ``sevo-jax evaluate`` with `args`."""
     options = parse(Evaluate, "evaluate", args)
+    if options.output is not None:
+        check_folder(options.output)
     saved = load(options.run)
     log, _ = served_log(saved, RunFolder(options.run), options.data, whole=False)
     split, rows, other = leave_one_out(log), None, ""
@@ -100,14 +103,14 @@ def evaluate(args: Sequence[str]) -> None:
         "best_epoch": saved.best_epoch,
         **parts,
     }
-    if options.output is not None:
-        write_results(options.output, [entry])
     print(
         f"{entry['model']} on {entry['dataset']}, {entry['optimizer']}, "
         f"seed {saved.seed}, epoch {saved.best_epoch} of {saved.epoch} trained"
     )
     print(f"protocol: {protocol}")
     print(format_metrics(parts))
+    if options.output is not None:
+        write_results(options.output, [entry])
 
 
 def _honest(saved: SavedRun, found: Translated) -> LeaveOneOut:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from sevo_jax import evaluation
-from sevo_jax._files import replacing
+from sevo_jax._files import check_folder, replacing
 from sevo_jax._messages import listed
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
@@ -77,6 +77,8 @@ def recommend(args: Sequence[str]) -> None:
         raise ValueError(
             f"{options.output}: recommendations are written as {' or '.join(_WRITERS)}"
         )
+    if options.output is not None:
+        check_folder(options.output)
     if options.sequences is not None and (
         options.users or options.data != DataOptions()
     ):
@@ -176,7 +178,8 @@ def _rows(log: InteractionLog, users: Sequence[str], k: int | None) -> np.ndarra
 
 def _print(text: str) -> None:
     """Prints ids as they are or, where standard output has no sign for one, nothing."""
-    encoding = sys.stdout.encoding
+    # None where it has been redirected within the process.
+    encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Sequences:
     @classmethod
     def from_lists(cls, lists: Iterable[Iterable[int]]) -> Sequences:
         """Builds the ragged array from one iterable of item ids a row."""
-        rows = [np.asarray(list(row), dtype=np.int32) for row in lists]
+        rows = [_items(list(row)) for row in lists]
         values = np.concatenate(rows) if rows else np.zeros(0, np.int32)
         return cls.from_lengths(values, np.array([len(row) for row in rows], np.int64))
 
@@ -73,7 +74,7 @@ class Sequences:
         """Cuts `values` `[total]` into rows of the given `lengths` `[num_rows]`."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        return cls(np.asarray(values, np.int32), offsets, names)
+        return cls(_items(values), offsets, names)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -147,7 +148,7 @@ class Sequences:
           >>> [row.tolist() for row in rows.append(np.array([7, -1]))]
           [[1, 2, 7], [3]]
         """
-        column = np.asarray(column)
+        column = _items(column)
         if column.shape != (len(self),):
             raise ValueError(
                 f"a column of shape {column.shape} cannot be appended to {len(self)} "
@@ -158,7 +159,7 @@ class Sequences:
         return Sequences.from_lengths(values, self.lengths + added, self.names)
 
     def take(self, rows: np.ndarray) -> Sequences:
-        """Picks rows, in the order of the integers `rows`.
+        """Picks rows, in the order of the integers `rows`; negative ones from the end.
 
         Example:
           >>> from sevo_jax.data import Sequences
@@ -166,6 +167,7 @@ class Sequences:
           >>> [row.tolist() for row in rows.take(np.array([2, 0, 2]))]
           [[5], [3, 1], [5]]
         """
+        rows = np.arange(len(self))[rows]
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         names = None if self.names is None else self.names[rows]
@@ -195,6 +197,39 @@ class Sequences:
         """Rows `values[starts[i]:starts[i] + lengths[i]]`."""
         values = self.values[ranges(starts, lengths)]
         return Sequences.from_lengths(values, lengths, self.names)
+
+
+def _items(values: Any) -> np.ndarray:
+    """Item ids as int32, none of them changed."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(
+            f"items are integers from 0, not {array.dtype}, e.g. {array.flat[0]!r}: "
+            "number them first, as InteractionLog.from_columns does"
+        )
+    if array.size and array.dtype != np.int32:
+        least, most = array.min(), array.max()
+        if least < np.iinfo(np.int32).min or most > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"items run from {least} to {most}, which int32 does not hold: number "
+                "them from 0 first, as InteractionLog.from_columns does"
+            )
+    return array.astype(np.int32, copy=False)
+
+
+def check_items(sequences: Sequences, num_items: int) -> None:
+    """Makes sure that the items are those a model is made for.
+
+    Raises:
+      ValueError: if an item is out of range.
+    """
+    if sequences.values.size:
+        least, most = sequences.values.min(), sequences.values.max()
+        if least < 0 or most >= num_items:
+            raise ValueError(
+                f"items run from {least} to {most}, the model knows "
+                f"0..{num_items - 1}: map them as its training data was"
+            )
 
 
 def ranges(starts: int | np.ndarray, lengths: np.ndarray) -> np.ndarray:

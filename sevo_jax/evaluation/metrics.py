@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -38,8 +39,8 @@ def measure(
       Metric by name, each in [0, 1].
 
     Raises:
-      ValueError: if there are no ranks, a rank is below 1 or no number, or there is no
-        such metric.
+      ValueError: if there are no ranks, a rank is below 1 or no number, there is no
+        such metric, or one of your own is not finite.
 
     Examples:
       >>> measure([1, 3, 11], ["HR@5", "NDCG@10", "MRR@3"])
@@ -53,7 +54,10 @@ def measure(
     measured = {}
     for name in metrics:
         gain, cutoff = parse(name)
-        measured[name] = float(np.mean(np.where(ranks <= cutoff, gain(ranks), 0.0)))
+        value = float(np.mean(np.where(ranks <= cutoff, gain(ranks), 0.0)))
+        if not math.isfinite(value):
+            raise ValueError(f"the metric {name} is {value}: its gain must be finite")
+        measured[name] = value
     return measured
 
 
@@ -73,7 +77,7 @@ def parse(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
       >>> parse("HR@10")[1], parse("MRR")[1]
       (10.0, inf)
     """
-    found = re.fullmatch(r"(\w+)(?:@([1-9]\d*))?", name, re.ASCII)
+    found = re.fullmatch(r"([^@]+)(?:@([1-9][0-9]*))?", name)
     if found is None or found[1] not in METRICS:
         raise ValueError(
             f"there is no metric {name!r:.40}: choose from {', '.join(METRICS)}, with "

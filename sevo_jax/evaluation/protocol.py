@@ -47,6 +47,8 @@ class EvaluationConfig:
     recommendations or stay in (keep). A target is always ranked."""
 
     def __post_init__(self):
+        is_list = not isinstance(self.metrics, str)
+        _checks.require_field(self, "metrics", is_list, "a list of names")
         object.__setattr__(self, "metrics", tuple(self.metrics))
         for name in self.measured:
             parse(name)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, check_items
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation.metrics import measure
 from sevo_jax.evaluation.protocol import (
@@ -150,6 +150,7 @@ class Evaluator:
         self.part = part
         self.users = users
         self._metrics = config.measured
+        self._num_items = split.num_items
         self._user_name = split.train.name
         self._sharding = sharding
         seen = _seen(histories, config.seen)
@@ -168,11 +169,17 @@ class Evaluator:
           model: the same kind of model as at construction, any parameters.
 
         Raises:
+          ValueError: if the model gives another number of scores.
           FloatingPointError: if a score is not finite: such a row has no ranking.
         """
         graphdef, state = nnx.split(model)
         results = [
-            (rows, self._replicated(_batch_ranks(graphdef, state, *batch)))
+            (
+                rows,
+                self._replicated(
+                    _batch_ranks(graphdef, state, *batch, num_items=self._num_items)
+                ),
+            )
             for rows, batch in self._batches
         ]
         ranks = np.empty(self.users.size, np.float32)
@@ -263,8 +270,8 @@ def recommend(
       row has fewer than `k` items left the rest is item -1 with score -inf.
 
     Raises:
-      ValueError: if `k` is out of range, or `seen` or `users` has another number of
-        rows.
+      ValueError: if `k` or an item is out of range, `seen` or `users` has another
+        number of rows, or the model gives another number of scores.
       FloatingPointError: if a score is not finite.
     """
     seen = seen if isinstance(seen, Sequences) else _seen(sequences, seen)
@@ -278,12 +285,15 @@ def recommend(
         raise ValueError(
             f"users has shape {users.shape}, but there are {len(sequences)} sequences"
         )
+    for each in (sequences, seen):
+        # Others would be counted as items of other rows.
+        check_items(each, num_items)
     items = np.empty((len(sequences), k), np.int32)
     scores = np.empty((len(sequences), k), np.float32)
     graphdef, state = nnx.split(model)
     size = min(batch_size or _batch_size(num_items), len(sequences))
     for rows, inputs, seen_rows in _batches(model, sequences, users, seen, size):
-        batch = _batch_top(graphdef, state, inputs, seen_rows, k=k)
+        batch = _batch_top(graphdef, state, inputs, seen_rows, k=k, num_items=num_items)
         items[rows], scores[rows], finite = jax.device_get(batch)
         if not finite.all():
             first = sequences.name(rows[~finite][0])
@@ -293,21 +303,37 @@ def recommend(
     return items, scores
 
 
-@partial(jax.jit, static_argnames="graphdef")
+def _scores(
+    graphdef: nnx.GraphDef, state: nnx.State, inputs: Any, num_items: int
+) -> Float[Array, "b n"]:
+    scores = nnx.merge(graphdef, state).score(inputs)
+    expected = (len(inputs), num_items)
+    if scores.shape != expected:
+        raise ValueError(
+            f"the model's scores have shape {scores.shape}, but of {expected[0]} rows "
+            f"and {num_items} items {expected} is expected: a column an item, none for "
+            "padding"
+        )
+    return scores
+
+
+@partial(jax.jit, static_argnames=("graphdef", "num_items"))
 def _batch_ranks(
     graphdef: nnx.GraphDef,
     state: nnx.State,
     inputs: Int[Array, "b t"],
     targets: Int[Array, " b"],
     seen: Int[Array, "b m"],
+    *,
+    num_items: int,
 ) -> Float[Array, " b"]:
     """Ranks; NaN where a score of the row is not finite."""
-    scores = nnx.merge(graphdef, state).score(inputs)
+    scores = _scores(graphdef, state, inputs, num_items)
     finite = jnp.isfinite(scores).all(axis=1)
     return jnp.where(finite, _ranks(scores, targets, seen), jnp.nan)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "k"))
+@partial(jax.jit, static_argnames=("graphdef", "k", "num_items"))
 def _batch_top(
     graphdef: nnx.GraphDef,
     state: nnx.State,
@@ -315,9 +341,10 @@ def _batch_top(
     seen: Int[Array, "b m"],
     *,
     k: int,
+    num_items: int,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Bool[Array, " b"]]:
     """Best items, their scores, and whether all scores of a row are finite."""
-    scores = nnx.merge(graphdef, state).score(inputs)
+    scores = _scores(graphdef, state, inputs, num_items)
     finite = jnp.isfinite(scores).all(axis=1)
     # Otherwise 0 came before -0, which is equal to it.
     scores = jnp.where(scores == 0, 0, scores)

@@ -121,10 +121,17 @@ def _incidences(rows: dict) -> tuple[list[int], list[int]]:
                 f"attributes[{item}] is {row!r}, not a list of attributes: write "
                 f"[{row!r}] for a single one, [] for none"
             )
+        row = list(row)
         try:
             found = {numbers.setdefault(each, len(numbers)) for each in row}
         except TypeError as error:
             raise TypeError(f"attributes[{item}] must be hashable: {error}") from None
+        for each in row:
+            if each is None or each == "" or each != each:
+                raise ValueError(
+                    f"attributes[{item}] has {each!r}, which all items without an "
+                    "attribute would share: write [] for none"
+                )
         items += [item] * len(found)
         codes += found
     return items, codes

@@ -50,7 +50,10 @@ class GraphConfig:
 
     def __post_init__(self):
         known = len(self.parts) <= 2 and all(part in KINDS for part in self.parts)
-        what = f"one of {', '.join(KINDS)}, or two of them joined by +"
+        what = (
+            f"one of {', '.join(KINDS)}, or two of them joined by +; or import the "
+            "module that adds it (--plugin MODULE)"
+        )
         _checks.require_field(self, "kind", known, what)
         for name, given in (
             ("attributes", "attributes" in self.parts),

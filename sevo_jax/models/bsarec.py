@@ -22,10 +22,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, check_items
 from sevo_jax.models import layers
 from sevo_jax.models.cross_entropy import cross_entropy
-from sevo_jax.models.recommender import SequenceModel, check_items
+from sevo_jax.models.recommender import SequenceModel
 from sevo_jax.models.registry import register
 from sevo_jax.samples.frames import FrameBatch, FrameEpochs
 from sevo_jax.samples.packing import left_pad

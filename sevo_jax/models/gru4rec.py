@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sevo_jax import _checks
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, check_items
 from sevo_jax.models import layers
 from sevo_jax.models.losses import LossConfig, LossName, next_item_loss
-from sevo_jax.models.recommender import SequenceModel, check_items
+from sevo_jax.models.recommender import SequenceModel
 from sevo_jax.models.registry import register
 from sevo_jax.samples.prefixes import PrefixBatch, PrefixEpochs, Sampling
 

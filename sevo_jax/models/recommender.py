@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sevo_jax._leaves import LeafName
-from sevo_jax.data.sequences import Sequences
+from sevo_jax.data.sequences import Sequences, check_items
 from sevo_jax.graphs.kinds import GraphConfig
 from sevo_jax.samples import Epochs, PackedEpochs, TripletEpochs, left_pad
 
@@ -292,18 +292,3 @@ class UserModel(Recommender):
                 f"train has {len(train)} users, the model {self.num_users}"
             )
         return TripletEpochs(train, self.num_items, batch_size=batch_size, seed=seed)
-
-
-def check_items(sequences: Sequences, num_items: int) -> None:
-    """Makes sure that the items are those a model is made for.
-
-    Raises:
-      ValueError: if an item is out of range.
-    """
-    if sequences.values.size:
-        least, most = sequences.values.min(), sequences.values.max()
-        if least < 0 or most >= num_items:
-            raise ValueError(
-                f"items run from {least} to {most}, the model knows "
-                f"0..{num_items - 1}: map them as its training data was"
-            )

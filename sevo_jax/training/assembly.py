@@ -72,6 +72,11 @@ class Assembly:
         optimizer: Any = None,
         mesh: Mesh | None = None,
     ):
+        if not isinstance(split, LeaveOneOut):
+            raise TypeError(
+                f"split is of the type {type(split).__name__}: make one of the log, "
+                "sevo_jax.data.leave_one_out(log)"
+            )
         self.recipe = recipe
         self.split = split
         self.optimizer_name = recipe.optimizer.name if optimizer is None else "custom"
@@ -133,9 +138,8 @@ class Assembly:
         def make(key: jax.Array) -> TrainState:
             _, params, _, carried = split_model(self._model(key))
             params = self.rows.fill(params)
-            return TrainState(
-                params, carried, (optimizer or self.optimizer).init(params)
-            )
+            state = (optimizer or self.optimizer).init(params)
+            return _without_aliases(TrainState(params, carried, state))
 
         return self.rows.make(make, jax.random.key(seed))
 
@@ -270,8 +274,16 @@ class Assembly:
             )
         if given is None:
             return self.optimizer_of(self.recipe.optimizer)
-        if not isinstance(given, optax.GradientTransformation):
-            return optax.with_extra_args_support(given(self.smoothing))
+        if not hasattr(given, "update"):
+            if not callable(given):
+                raise TypeError(
+                    f"optimizer is {given!r}: it must be a gradient transformation, or "
+                    "a function that makes one of the graphs by leaf name; the name of "
+                    "one goes into the recipe"
+                )
+            given = given(self.smoothing)
+            return optax.with_extra_args_support(_transformation(given))
+        given = _transformation(given)
         given = optax.with_extra_args_support(given)
 
         def init(params):
@@ -342,6 +354,27 @@ class Assembly:
         # A table of zeros has no shape that could be smooth.
         relative = smoothness / norm if norm else None
         return {"smoothness": smoothness, "relative_smoothness": relative}
+
+
+def _without_aliases(tree: Any) -> Any:
+    """Each leaf an array of its own, as their buffers are donated.
+
+    Some optimizers keep the initial parameters.
+    """
+    known: set[int] = set()
+    leaves, treedef = jax.tree.flatten(tree)
+    for i, leaf in enumerate(leaves):
+        if id(leaf) in known:
+            leaves[i] = jnp.copy(leaf)
+        known.add(id(leaf))
+    return treedef.unflatten(leaves)
+
+
+def _transformation(given: Any) -> optax.GradientTransformation:
+    """Of `optax.MultiSteps` and the like, which have only the methods, one."""
+    if isinstance(given, optax.GradientTransformation):
+        return given
+    return optax.GradientTransformationExtraArgs(given.init, given.update)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class RunResult:
       best_epoch: the epoch whose parameters were kept: how many were trained.
       valid: validation metrics of the best parameters, by name.
       test: test metrics of the best parameters, by name.
-      seconds_per_epoch: median over the epochs of the time to train one.
+      seconds_per_epoch: median over the epochs of the time to train one, the first,
+        which compiles, left out where there are others.
       seconds: duration of the run, compilation, evaluation and checkpoints included;
         of a resumed run, of what counts: up to the checkpoint, and from there on.
       losses: mean training loss of each epoch.
@@ -87,7 +89,7 @@ class Progress:
     Attributes:
       epoch: how many epochs are trained.
       best_epoch: how many were when the best parameters were kept.
-      best: validation metric of those; below any metric before the first.
+      best: validation metric of those; None before the first.
       losses: mean training loss of each epoch.
       parts: the means of its named parts in each epoch.
       epoch_seconds: time to train each epoch.
@@ -98,7 +100,7 @@ class Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best: float = -1.0
+    best: float | None = None
     losses: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
@@ -118,7 +120,7 @@ class Progress:
 
     def stopped_by(self, patience: int | None, selection: str) -> int | None:
         """The epoch after which a run of so little patience had ended before now."""
-        best, waited = -1.0, 0
+        best, waited = -math.inf, 0
         for record in self.history[:-1]:
             metric = record["valid"][selection]
             best, waited = (metric, 0) if metric > best else (best, waited + 1)
@@ -128,8 +130,8 @@ class Progress:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """The median, which the epoch that compiles does not move."""
-        return statistics.median(self.epoch_seconds)
+        """The median, without the first, which compiles, where there are others."""
+        return statistics.median(self.epoch_seconds[1:] or self.epoch_seconds)
 
 
 @dataclass

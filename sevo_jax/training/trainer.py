@@ -119,8 +119,8 @@ class Trainer(Assembly):
     ) -> list[RunResult]:
         """As `run` with each of several seeds, but all in one compiled program.
 
-        On a GPU, which a single run leaves mostly idle, this is faster than one after
-        another; on a CPU it is slower. A run comes out as it does alone, up to
+        Meant for a GPU, which a single run leaves mostly idle; on a CPU it is slower
+        than one after another. A run comes out as it does alone, up to
         rounding: where one has lost its patience, what it learns while others go on
         does not count.
 
@@ -291,7 +291,7 @@ class Trainer(Assembly):
             before = dataclasses.replace(progress, history=history, notes=notes)
             run.unscheduled = run.best, before
         metric = measured["valid"][self.recipe.evaluation.selection]
-        if metric > progress.best:
+        if progress.best is None or metric > progress.best:
             progress.best, progress.best_epoch = metric, progress.epoch
             run.best = self.ranking_state(run.state)
         record = {

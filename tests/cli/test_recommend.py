@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import sys
@@ -176,3 +177,23 @@ def test_another_log_is_served_whole(log, path, tmp_path, capsys):
     data = _log(today, tmp_path)
     assert main(["recommend", f"{run}", "--top", "3", "--data", f"{data}"]) == 0
     assert _rows(capsys.readouterr().out) == _best(run, today, 3)
+
+
+@pytest.mark.parametrize("command", ["recommend", "evaluate"])
+def test_a_folder_that_is_not_there_is_named_before_the_work(
+    command, run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(f"sevo_jax.cli._{command}.load", None)
+    path = tmp_path / "nowhere" / "table.csv"
+    assert main([command, f"{run}", "--output", f"{path}"]) != 0
+    captured = capsys.readouterr()
+    assert f"there is no folder {path.parent}" in captured.err and not captured.out
+
+
+def test_the_table_may_be_redirected_within_the_process(run, capsys):
+    args = ["recommend", f"{run}", "--top", "2", "--users", "u3"]
+    assert main(args) == 0
+    printed = capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        assert main(args) == 0
+    assert text.getvalue() == printed

@@ -132,3 +132,30 @@ def test_rows_that_are_taken_keep_their_names():
     taken = rows.take(np.array([1, 1, 0]))
     assert [row.tolist() for row in taken] == [[5], [5], [3, 1, 3]]
     assert [taken.name(row) for row in range(3)] == ["al", "al", "bo"]
+
+
+def test_items_are_not_changed_in_silence():
+    rows = Sequences.from_lists([[1], [2]])
+    large = np.array([2**32 + 3])
+    for make in (
+        lambda: Sequences.from_lists([large]),
+        lambda: Sequences.from_lengths(large, np.array([1])),
+        lambda: rows.take(np.array([0])).append(large),
+    ):
+        with pytest.raises(ValueError, match="run from 4294967299 to 4294967299"):
+            make()
+    for make in (
+        lambda: Sequences.from_lists([[1.9, 2.2]]),
+        lambda: Sequences.from_lists(["12"]),
+        lambda: rows.append(np.array([0.5, 1.0])),
+    ):
+        with pytest.raises(TypeError, match="items are integers from 0, not"):
+            make()
+    assert Sequences.from_lists([[], np.array([7], np.uint8)])[1].tolist() == [7]
+
+
+def test_rows_are_taken_from_the_end_too():
+    rows = Sequences.from_lists([[1], [2, 3], [4]])
+    assert [row.tolist() for row in rows.take(np.array([-2, 0]))] == [[2, 3], [1]]
+    with pytest.raises(IndexError, match="out of bounds"):
+        rows.take(np.array([3]))

@@ -78,3 +78,13 @@ def test_what_is_no_ranking_is_refused(ranks, message):
 def test_what_is_no_metric_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         measure([1], [name])
+
+
+def test_a_metric_of_your_own_is_finite(monkeypatch):
+    monkeypatch.setitem(METRICS, "My-Gain", lambda rank: -1 / (rank - 2))
+    assert measure([3.0], ["My-Gain@10"]) == {"My-Gain@10": -1.0}
+    with (
+        np.errstate(divide="ignore"),
+        pytest.raises(ValueError, match="the metric My-Gain@10 is -inf"),
+    ):
+        measure([2.0, 3.0], ["My-Gain@10"])

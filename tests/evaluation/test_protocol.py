@@ -65,3 +65,8 @@ def test_words_say_what_is_kept_and_what_selects():
     )
     assert "best epoch by validation MRR every 3 epochs" in words
     assert "test" not in words
+
+
+def test_metrics_are_a_list():
+    with pytest.raises(ValueError, match="metrics is 'HR@10': it must be a list"):
+        EvaluationConfig(metrics="HR@10")  # type: ignore[arg-type]

@@ -227,3 +227,25 @@ def test_validation_and_test_share_their_programs(next_item_table):
     size = _batch_ranks._cache_size()  # pyright: ignore
     evaluate(model, split, "test")
     assert _batch_ranks._cache_size() == size  # pyright: ignore
+
+
+def test_recommend_refuses_items_that_the_model_does_not_know(next_item_table):
+    """-1, what an unknown id is mapped to, was the largest item of the row before."""
+    model = next_item_table(np.ones((5, 5)))
+    histories = Sequences.from_lists([[], [1]])
+    for bad in ([[], [-1, 3]], [[], [5]]):
+        with pytest.raises(ValueError, match=r"the model knows 0\.\.4"):
+            recommend(model, histories, 2, seen=Sequences.from_lists(bad))
+        with pytest.raises(ValueError, match=r"the model knows 0\.\.4"):
+            recommend(model, Sequences.from_lists(bad), 2)
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+def test_a_model_scores_every_item_and_nothing_else(next_item_table, columns):
+    log = InteractionLog.from_columns([0] * 5, range(5), name="small")
+    model = next_item_table(np.ones((5, columns)))
+    message = rf"scores have shape \(1, {columns}\), but of 1 rows and 5 items"
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, leave_one_out(log))
+    with pytest.raises(ValueError, match=message):
+        recommend(model, Sequences.from_lists([[0]]), 2)

@@ -100,3 +100,12 @@ def test_what_is_no_list_of_attributes(attributes, message):
 def test_counts_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         shared_attributes([["a"], ["a"]], **{"num_items": 2, **changes})
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan"), np.nan])
+def test_what_is_missing_is_no_attribute(missing):
+    """It would link all items of which nothing is known."""
+    with pytest.raises(
+        ValueError, match=r"attributes\[1\] has .*: write \[\] for none"
+    ):
+        shared_attributes([["a"], ["b", missing], ["a"]], 3)

@@ -92,7 +92,9 @@ def programs(trainer: Trainer):
     graphdef, values = ranking.nnx.split(
         trainer.as_ranked(trainer.model(state).for_ranking())
     )
-    yield ranking._batch_ranks.lower(graphdef, values, *evaluator._batches[0][1])
+    yield ranking._batch_ranks.lower(
+        graphdef, values, *evaluator._batches[0][1], num_items=trainer.split.num_items
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -22,4 +22,6 @@ def test_progress_is_evaluated_once_an_epoch():
 
 
 def test_seconds_per_epoch_ignores_the_epoch_that_compiles():
-    assert Progress(epoch_seconds=[30.0, 1.0, 1.5]).seconds_per_epoch == 1.5
+    assert Progress(epoch_seconds=[30.0, 1.0, 2.0]).seconds_per_epoch == 1.5
+    assert Progress(epoch_seconds=[30.0, 1.0]).seconds_per_epoch == 1.0
+    assert Progress(epoch_seconds=[30.0]).seconds_per_epoch == 30.0

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import sevo_jax as sevo
-from sevo_jax.evaluation import EvaluationConfig, evaluate
+from sevo_jax.evaluation import METRICS, EvaluationConfig, evaluate
 from sevo_jax.samples import ahead
 from sevo_jax.training import (
     CheckpointError,
@@ -275,3 +275,43 @@ def test_ahead_passes_errors_on():
 
     with pytest.raises(OSError, match="no epoch 1"):
         next(ahead(load, 1, 3))
+
+
+@pytest.mark.parametrize("name", ["dog", "prodigy", "madgrad"])
+def test_optimizers_that_keep_the_initial_parameters_train(
+    name, tiny_recipe, tiny_split
+):
+    """What is kept has a buffer of its own: those of the parameters are donated."""
+    optimizer = OptimizerConfig(name, learning_rate=0.01)
+    recipe = dataclasses.replace(tiny_recipe, optimizer=optimizer, epochs=2)
+    result = Trainer(recipe, tiny_split).run(progress=False)
+    assert len(result.losses) == 2
+
+
+def test_a_wrapper_with_the_methods_of_an_optimizer_is_one(tiny_recipe, tiny_split):
+    recipe = dataclasses.replace(tiny_recipe, epochs=2)
+    results = [
+        Trainer(recipe, tiny_split, optimizer=optimizer).run(progress=False)
+        for optimizer in (
+            optax.MultiSteps(optax.adam(0.01), 2),
+            optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation(),
+        )
+    ]
+    assert results[0].losses == results[1].losses
+
+
+def test_what_is_no_optimizer_and_no_split_is_named(tiny_recipe, tiny_split):
+    with pytest.raises(TypeError, match="optimizer is 'adamw': it must be a gradient"):
+        Trainer(tiny_recipe, tiny_split, optimizer="adamw")
+    with pytest.raises(TypeError, match="split is of the type InteractionLog: make"):
+        Trainer(tiny_recipe, tiny_split.log)
+
+
+def test_a_metric_below_zero_may_select(tiny_recipe, tiny_split, monkeypatch):
+    monkeypatch.setitem(METRICS, "NegativeRank", lambda rank: -rank)
+    config = EvaluationConfig(selection="NegativeRank@1000000")
+    recipe = dataclasses.replace(tiny_recipe, evaluation=config)
+    result = Trainer(recipe, tiny_split).run(progress=False)
+    by_epoch = {r["epoch"]: r["valid"]["NegativeRank@1000000"] for r in result.history}
+    assert result.best_epoch == max(by_epoch, key=by_epoch.__getitem__) > 0
+    assert max(by_epoch.values()) < -1
