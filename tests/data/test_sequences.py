@@ -145,8 +145,8 @@ def test_items_are_not_changed_in_silence():
         with pytest.raises(ValueError, match="run from 4294967299 to 4294967299"):
             make()
     for make in (
-        lambda: Sequences.from_lists([[1.9, 2.2]]),
-        lambda: Sequences.from_lists(["12"]),
+        lambda: Sequences.from_lists([[1.9, 2.2]]),  # pyright: ignore
+        lambda: Sequences.from_lists(["12"]),  # pyright: ignore
         lambda: rows.append(np.array([0.5, 1.0])),
     ):
         with pytest.raises(TypeError, match="items are integers from 0, not"):

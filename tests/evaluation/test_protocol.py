@@ -69,4 +69,4 @@ def test_words_say_what_is_kept_and_what_selects():
 
 def test_metrics_are_a_list():
     with pytest.raises(ValueError, match="metrics is 'HR@10': it must be a list"):
-        EvaluationConfig(metrics="HR@10")  # type: ignore[arg-type]
+        EvaluationConfig(metrics="HR@10")  # pyright: ignore
