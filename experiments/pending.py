@@ -28,10 +28,11 @@ from tables import markdown
 
 import sevo_jax as sevo
 from sevo_jax._files import replace_text
-from sevo_jax.training import Trainer
+from sevo_jax.training import RunFolder, Trainer
 from sevo_jax.training.epoch import TrainState
 
 PATH = RESULTS / "pending.json"
+STEPS = [k for k in every.STEPS if k > 1]
 
 
 def measure(cell: Cell, work: Path) -> dict[str, float]:
@@ -84,11 +85,18 @@ def propagated(trainer: Trainer, state: TrainState) -> nnx.State:
 def table() -> list[list[str]]:
     """Validation NDCG@10 by k."""
     rows = [["k", "steps pending", "as it is", "propagated"]]
-    results: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
-    for k, each in results.items():
-        values = [f"{each[name]:.4f}" for name in ("as it is", "propagated")]
-        rows.append([k, f"{each['steps pending']}", *values])
+    for k in STEPS:
+        each = stored().get(str(k))
+        values = ["not run", ""]
+        if each is not None:
+            values = [f"{each[name]:.4f}" for name in ("as it is", "propagated")]
+        rows.append([str(k), str(k - 1), *values])
     return rows
+
+
+def stored() -> dict[str, Any]:
+    """What has been measured, by k."""
+    return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
 def main() -> None:
@@ -99,9 +107,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
     arguments = parser.parse_args()
     if arguments.command == "run":
-        steps = [k for k in every.STEPS if k > 1]
-        results = {k: measure(every.cell("sasrec", k), arguments.work) for k in steps}
-        replace_text(PATH, json.dumps(results, indent=1) + "\n")
+        for k in STEPS:
+            cell = every.cell("sasrec", k)
+            if not RunFolder(arguments.work / cell.job(0).full_name).has_checkpoint:
+                print(f"the run of k = {k} is not in {arguments.work}")
+                continue
+            results = stored() | {str(k): measure(cell, arguments.work)}
+            replace_text(PATH, json.dumps(results, indent=1) + "\n")
     print(markdown(table()))
 
 

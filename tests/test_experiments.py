@@ -409,7 +409,8 @@ def test_what_is_pending_is_measured(tiny_study, monkeypatch):
     assert sorted((tiny_study / "work").rglob("*")) == before
     monkeypatch.setattr(pending, "PATH", tiny_study / "pending.json")
     pending.PATH.write_text(json.dumps({"4": measured}))
-    _, (k, steps, *values) = pending.table()
+    _, missing, (k, steps, *values), *_ = pending.table()
+    assert missing == ["2", "1", "not run", ""]
     assert (k, steps) == ("4", "3") and all(0 < float(value) < 1 for value in values)
 
 
