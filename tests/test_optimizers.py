@@ -596,6 +596,11 @@ PLAIN = {
         {"b1": 0.5, "b2": 0.98, "eps": 1e-6, "eps_root": 1e-9},
     ),
     "adam": (sevo.sevo_adam, optax.adam, {}),
+    "adam of other moments": (
+        sevo.sevo_adam,
+        optax.adam,
+        {"b1": 0.5, "b2": 0.98, "eps": 1e-6, "eps_root": 1e-3},
+    ),
     "sgd": (sevo.sevo_sgd, optax.sgd, {}),
     "sgd with momentum": (sevo.sevo_sgd, optax.sgd, {"momentum": 0.9}),
     "sgd with Nesterov": (

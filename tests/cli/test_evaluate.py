@@ -29,6 +29,23 @@ def _unseen(log, user):
     return min({*range(log.num_items)} - {*log.sequences[user].tolist()})
 
 
+@pytest.mark.parametrize("model", ["mf-bpr"])
+def test_seen_items_are_ranked_as_in_the_run(model, path, tmp_path, capsys):
+    output = tmp_path / "run"
+    command = ["train", "--model", model, "--data", f"{path}", "--output", f"{output}"]
+    args = "--width 4 --batch-size 64 --epochs 1 --seen keep".split()
+    assert main([*command, *args]) == 0
+    capsys.readouterr()
+    found, _ = _metrics(capsys, output)
+    result = load(output).result
+    assert result and found == {
+        part: _rounded(result[part]) for part in ("valid", "test")
+    }
+    assert main(["recommend", f"{output}", "--users", "u3", "--top", "40"]) == 0
+    # All of them, those that the user has seen, too.
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 40
+
+
 def test_a_later_log_is_measured_on_its_new_items(run, log, tmp_path, capsys):
     """Every user has one more item; some users and items are new."""
     rows = {

@@ -63,8 +63,15 @@ def test_words_say_what_is_kept_and_what_selects():
         "full ranking of 8 items, seen ones among them; of 3 valid targets 2 are"
         in words
     )
-    assert "best epoch by validation MRR every 3 epochs" in words
+    assert words.endswith("best epoch by validation MRR every 3 epochs")
     assert "test" not in words
+    words = describe(split_of(ROWS), config, ["valid"], eval_every=3, patience=4)
+    assert words.endswith("every 3 epochs, until 4 in a row are not better")
+
+
+def test_a_target_that_was_seen_twice_is_one():
+    words = describe(split_of([[1, 1, 1, 0], [0, 2, 3, 4]]), EvaluationConfig())
+    assert "of 2 valid and 2 test targets 1 and 0 are in" in words
 
 
 def test_metrics_are_a_list():

@@ -21,7 +21,12 @@ def test_the_fingerprint_covers_counts_order_and_ids(tiny_split):
         log, sequences=dataclasses.replace(log.sequences, values=values)
     )
     renamed = dataclasses.replace(log, item_ids=log.item_ids[::-1])
-    for other in (swapped, renamed):
+    offsets = log.sequences.offsets.copy()
+    offsets[1] -= 1
+    moved = dataclasses.replace(
+        log, sequences=dataclasses.replace(log.sequences, offsets=offsets)
+    )
+    for other in (swapped, renamed, moved):
         assert fingerprint(leave_one_out(other))["sha256"] != mark["sha256"]
 
 
