@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import study
-from jobs import Job, do
+from jobs import Job, do, trained
 from matplotlib.figure import Figure
 from paper import DATASETS, GENRES, RESULTS
 from study import Cell
 from table5 import BASELINE, GENRE_CELLS
 
 from sevo_jax.reports import plots
-from sevo_jax.training import RunFolder, load
+from sevo_jax.training import load
 
 CELLS = [BASELINE, *GENRE_CELLS]
 GROUPS = (
@@ -56,11 +56,8 @@ def project(jobs: Sequence[Job], work: Path) -> Iterator[tuple[Job, dict[str, An
 
     for job in jobs:
         name = job.name.removesuffix(SUFFIX)
-        # Its result may be stored, its model is not.
-        trained = dataclasses.replace(job, name=name, folder=work / "results")
-        do([trained], work)
-        folder = work / trained.full_name
-        if RunFolder(folder).result is None:  # Another process is at it.
+        folder = trained(dataclasses.replace(job, name=name), work)
+        if folder is None:
             continue
         saved = load(folder)
         table = saved.model.item_embedding[saved.model.item_offset :]

@@ -6,6 +6,7 @@ stopped goes on from its last checkpoint.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import sys
@@ -133,6 +134,16 @@ def do(jobs: Sequence[Job], work: Path, train: Train = train) -> None:
         for job, values in train(mine, work):
             job.folder.mkdir(parents=True, exist_ok=True)
             replace_text(job.path, json.dumps(values, indent=1) + "\n")
+
+
+def trained(job: Job, work: Path) -> Path | None:
+    """The folder of a run with its model, trained anew if only its result is stored.
+
+    None if another process is at it, or it diverged.
+    """
+    do([dataclasses.replace(job, folder=work / "results")], work)
+    folder = work / job.full_name
+    return None if RunFolder(folder).result is None else folder
 
 
 def _claim(stack: contextlib.ExitStack, path: Path) -> bool:

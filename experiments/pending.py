@@ -1,13 +1,13 @@
 """What is pending when a run ends: validation as it is, and with it propagated.
 
-    python experiments/every.py run --only sasrec-beauty --seeds 0
     python experiments/pending.py run
     python experiments/pending.py table
 
 Goes on from the last checkpoints of SASRec's runs on Beauty with propagation every k
-steps, for k - 1 steps more, so that all but the last step of a window is pending. Then
-validation NDCG@10 of the parameters as they are, and of those that propagating it at
-once would give. Writes ``results/pending.json``.
+steps (those of ``every.py``, trained anew where they are not in the folder), for k - 1
+steps more, so that all but the last step of a window is pending. Then validation
+NDCG@10 of the parameters as they are, and of those that propagating it at once would
+give. What has been measured is left alone. Writes ``results/pending.json``.
 """
 
 import argparse
@@ -22,13 +22,14 @@ import every
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jobs import trained
 from paper import RESULTS, load
 from study import Cell
 from tables import markdown
 
 import sevo_jax as sevo
 from sevo_jax._files import replace_text
-from sevo_jax.training import RunFolder, Trainer
+from sevo_jax.training import Trainer
 from sevo_jax.training.epoch import TrainState
 
 PATH = RESULTS / "pending.json"
@@ -109,8 +110,7 @@ def main() -> None:
     if arguments.command == "run":
         for k in STEPS:
             cell = every.cell("sasrec", k)
-            if not RunFolder(arguments.work / cell.job(0).full_name).has_checkpoint:
-                print(f"the run of k = {k} is not in {arguments.work}")
+            if str(k) in stored() or trained(cell.job(0), arguments.work) is None:
                 continue
             results = stored() | {str(k): measure(cell, arguments.work)}
             replace_text(PATH, json.dumps(results, indent=1) + "\n")

@@ -167,7 +167,10 @@ class Sequences:
           >>> [row.tolist() for row in rows.take(np.array([2, 0, 2]))]
           [[5], [3, 1], [5]]
         """
-        rows = np.arange(len(self))[rows]
+        rows = np.asarray(rows)
+        if np.any(rows < -len(self)):
+            raise IndexError(f"row {rows.min()} is out of bounds of {len(self)} rows")
+        rows = np.where(rows < 0, rows + len(self), rows)
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         names = None if self.names is None else self.names[rows]

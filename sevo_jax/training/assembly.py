@@ -281,10 +281,8 @@ class Assembly:
                     "a function that makes one of the graphs by leaf name; the name of "
                     "one goes into the recipe"
                 )
-            given = given(self.smoothing)
-            return optax.with_extra_args_support(_transformation(given))
+            return _transformation(given(self.smoothing))
         given = _transformation(given)
-        given = optax.with_extra_args_support(given)
 
         def init(params):
             try:
@@ -370,11 +368,11 @@ def _without_aliases(tree: Any) -> Any:
     return treedef.unflatten(leaves)
 
 
-def _transformation(given: Any) -> optax.GradientTransformation:
-    """Of `optax.MultiSteps` and the like, which have only the methods, one."""
-    if isinstance(given, optax.GradientTransformation):
-        return given
-    return optax.GradientTransformationExtraArgs(given.init, given.update)
+def _transformation(given: Any) -> optax.GradientTransformationExtraArgs:
+    """Also of `optax.MultiSteps` and the like, which have the methods alone."""
+    if not isinstance(given, optax.GradientTransformation):
+        given = optax.GradientTransformationExtraArgs(given.init, given.update)
+    return optax.with_extra_args_support(given)
 
 
 @jax.jit

@@ -159,3 +159,5 @@ def test_rows_are_taken_from_the_end_too():
     assert [row.tolist() for row in rows.take(np.array([-2, 0]))] == [[2, 3], [1]]
     with pytest.raises(IndexError, match="out of bounds"):
         rows.take(np.array([3]))
+    with pytest.raises(IndexError, match="row -4 is out of bounds of 3 rows"):
+        rows.take(np.array([0, -4]))

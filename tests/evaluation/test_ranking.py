@@ -5,6 +5,7 @@ import pytest
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.evaluation import Evaluator, evaluate, recommend, target_ranks
 from sevo_jax.evaluation.ranking import _batch_ranks
+from sevo_jax.models.mf_bpr import MFBPR
 
 
 def split_of(*rows):
@@ -249,3 +250,19 @@ def test_a_model_scores_every_item_and_nothing_else(next_item_table, columns):
         evaluate(model, leave_one_out(log))
     with pytest.raises(ValueError, match=message):
         recommend(model, Sequences.from_lists([[0]]), 2)
+
+
+def test_a_model_that_knows_users_ranks_by_their_rows():
+    """The rows of the split's users in the model's table are in another order."""
+    split = split_of(np.arange(5), np.arange(5, 10))
+    items = jnp.eye(10)
+    users = jnp.stack([jnp.arange(10.0), -jnp.arange(10.0)])
+    straight, crossed = (
+        MFBPR.of_tables(users, items),
+        MFBPR.of_tables(users[::-1], items),
+    )
+    expected = Evaluator(straight, split, "test").ranks(straight)
+    rows = np.array([1, 0])
+    found = Evaluator(crossed, split, "test", rows=rows).ranks(crossed)
+    assert found.tolist() == expected.tolist()
+    assert Evaluator(crossed, split, "test").ranks(crossed).tolist() != found.tolist()

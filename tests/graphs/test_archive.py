@@ -304,3 +304,16 @@ def test_a_small_file_does_not_take_much_memory(name, form, path):
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
+
+
+def test_a_damaged_byte_of_a_larger_graph_is_noticed(tmp_path, rng):
+    """It lies beyond what is read with the header of an array."""
+    path = tmp_path / "graph.npz"
+    save(path, cooccurrence(rng.integers(0, 3000, (300, 40)).tolist(), num_items=3000))
+    damaged = bytearray(path.read_bytes())
+    damaged[-20_000] ^= 0x40
+    path.unlink()
+    path.write_bytes(damaged)
+    for mmap in (True, False):
+        with pytest.raises(ValueError, match="CRC"):
+            load(path, mmap=mmap)

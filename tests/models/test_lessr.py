@@ -490,3 +490,9 @@ def test_the_model_goes_by_its_name():
     assert MODELS["lessr"] is LESSR
     assert LESSR.smoothed == {"item-item": ("item_embedding",)}
     assert LESSR.item_offset == 0
+
+
+def test_a_batch_of_one_cell_leaves_the_running_variance_finite():
+    norm = BatchNorm(2)
+    norm(jnp.ones((1, 2)), jnp.ones(1))
+    assert np.isfinite(np.asarray(norm.variance[...])).all()

@@ -36,6 +36,9 @@ def test_another_log_in_the_numbers_of_the_run():
     assert found.log.num_items == 5
     assert (found.unknown_items, found.skipped) == (["x", "y"], 4)
     assert found.unserved == ["cy"]
+    # The last of the users is among those who are not served.
+    last = known.translate(log_of({"al": ["c"], "zz": ["x"]}))
+    assert in_words(last) == {"al": ["c"]} and last.unserved == ["zz"]
     only = found.take(np.array([1]))
     assert in_words(only) == {"zo": ["e", "e"]} and only.users.tolist() == [-1]
 

@@ -72,6 +72,23 @@ def test_ours_get_all_that_their_signatures_have(graphs):
         assert_same(steps(make_optimizer(config(name), graphs)), steps(optimizer))
 
 
+def test_ours_get_what_the_iterative_form_has_not(graphs):
+    """Of that form a rescaling changes nothing."""
+    changes: Any = dict(approximation="neumann", rescale=False, every=2)
+    smoothing: Any = dict(beta=0.6, num_layers=2, **changes)
+    moments: Any = dict(b1=0.8, b2=0.95, weight_decay=0.05)
+    expected = {
+        "sevo_adamw": sevo.sevo_adamw(
+            0.02, graphs, **moments, **smoothing, moment_correction=False
+        ),
+        "sevo_adam": sevo.sevo_adam(0.02, graphs, **moments, **smoothing),
+        "sevo_sgd": sevo.sevo_sgd(0.02, graphs, 0.7, weight_decay=0.05, **smoothing),
+    }
+    for name, optimizer in expected.items():
+        ours = make_optimizer(config(name, **changes), graphs)
+        assert_same(steps(ours), steps(optimizer))
+
+
 def test_those_of_optax_get_what_they_share_with_all(graphs):
     expected = {
         "adamw": optax.adamw(0.02, b1=0.8, b2=0.95, weight_decay=0.05),

@@ -488,3 +488,10 @@ def test_both_parsers_agree_on_large_files(file):
     order = np.argsort(users, kind="stable")
     np.testing.assert_array_equal(log.item_ids[log.sequences.values], items[order])
     np.testing.assert_array_equal(log.user_ids[log.sequences.rows], users[order])
+
+
+def test_times_stay_with_their_rows_where_one_is_skipped(file, as_lists, warnings_of):
+    path = file("log.csv", "user,item,time\nNA,7,1\n1,8,30\n1,9,20\n")
+    logs = []
+    warnings_of(lambda: logs.append(read(path, skip_bad=True)))
+    assert as_lists(logs[0]) == {1: [9, 8]}

@@ -308,6 +308,7 @@ def test_a_folder_of_parts(tmp_path, as_lists):
     (folder / "_metadata.parquet").write_bytes(b"x")
     # What was not finished, and what Delta says of the files.
     part(folder / "_temporary" / "0" / "part-0.parquet", [1], [7])
+    part(folder / ".spark-staging" / "part-0.parquet", [1], [7])
     part(folder / "_delta_log" / "0.checkpoint.parquet", [1], [7])
     # A folder that is called as a file, as Spark does.
     (folder / "empty.parquet").mkdir()
