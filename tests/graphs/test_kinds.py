@@ -168,7 +168,7 @@ def test_a_sum_of_users_and_sequences(split, kind):
             dict(kind="items"),
             "GraphConfig.kind is 'items': it must be one of item-item",
         ),
-        (dict(kind="item-item+items"), "is 'item-item.items': .* joined by .$"),
+        (dict(kind="item-item+items"), "is 'item-item.items': .* joined by .;"),
         (dict(kind="user-item+item-item+user-item"), "or two of them joined by"),
         (dict(kind="user-item+item-item"), "share is None: it must be 0 to 1, as the"),
         (dict(kind="user-item+item-item", share=1.5), "share is 1.5: it must be 0 to"),

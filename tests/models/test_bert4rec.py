@@ -181,7 +181,7 @@ def test_narrow_frames_score_as_those_of_the_whole_width():
     sequences = Sequences.from_lists([[3, 1, 4], [], [9, 2, 6, 5, 3, 5, 8]])
     narrow = model.inputs(sequences)
     assert narrow.shape == (3, 8)
-    whole = left_pad(sequences.append(np.zeros(3)), 20, 2)
+    whole = left_pad(sequences.append(np.zeros(3, np.int32)), 20, 2)
     whole[:, -1] = 1
     score = jax.jit(model.score)
     np.testing.assert_allclose(score(narrow), score(whole), rtol=1e-5, atol=1e-5)
