@@ -698,6 +698,7 @@ def test_graph_refuses_what_does_not_fit(path, tmp_path, capsys):
     (tmp_path / "bad.npz").write_text("no")
     _fails(capsys, ["graph", "--load", tmp_path / "bad.npz"], "bad.npz")
     _fails(capsys, ["graph", "--load", tmp_path / "none.npz"], "none.npz: No such file")
+    _fails(capsys, ["graph", "--load", file, "--output", file], "leave out --output")
     for offset in (-1, 3):
         args = ["graph", "--load", file, "--item-offset", offset]
         _fails(capsys, args, f"--item-offset is {offset}", "0 to 2")

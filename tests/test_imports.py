@@ -12,7 +12,7 @@ ROOT = Path(sevo_jax.__file__).parent
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = [
-    ("_checks", "_files", "_messages", "_timing", "states"),
+    ("_checks", "_digests", "_files", "_messages", "_timing", "states"),
     ("operators",),
     ("smoothing",),
     ("graphs",),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -115,13 +115,15 @@ def graph(args: Sequence[str]) -> None:
     if options.parts is not None:
         print(_build_parts(options, options.parts))
         return
-    adjacency, title, names = _obtain(options)
-    matrix = operators.to_scipy(adjacency)
-    print(title)
+    found = _obtain(options)
+    matrix = operators.to_scipy(found.adjacency)
+    print(found.title)
     print(_describe(matrix, options.item_offset))
-    print(_heaviest(matrix, names, options.pairs))
+    print(_heaviest(matrix, found.names(options.item_offset), options.pairs))
     if options.output is not None:
-        graphs.save(options.output, adjacency)
+        graphs.save(
+            options.output, found.adjacency, items=found.items, users=found.users
+        )
 
 
 def _build_parts(options: Graph, num_parts: int) -> str:
@@ -156,58 +158,88 @@ def _cooccurrence_options(config: GraphConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _obtain(options: Graph) -> tuple[BCOO, str, list[str]]:
-    """The graph, what to call it, and the name of each node."""
+class _Graph(NamedTuple):
+    """A graph, what to call it, and the ids of its nodes where they are known."""
+
+    adjacency: BCOO
+    title: str
+    items: list[str] | None
+    users: list[str] | None = None
+
+    def names(self, item_offset: int) -> list[str]:
+        """What to call each node: the users in front, and rows that are no item."""
+        if self.items is None:
+            return [str(node) for node in range(self.adjacency.shape[0])]
+        return [*(self.users or ()), *["-"] * item_offset, *self.items]
+
+
+def _obtain(options: Graph) -> _Graph:
+    if options.load is not None:
+        return _load(options, options.load)
+    offset = options.item_offset
     if options.engine is not None:
         if options.stream:
             raise ValueError("--engine reads the log and so does --stream: give one")
-        if options.load is not None:
-            raise ValueError("--engine builds a graph and --load reads one: give one")
-        offset = options.item_offset
         adjacency, items = _engine.build(options.data, options.graph, offset)
-        title = f"item-item graph of {options.data.data}"
-        return adjacency, title, ["-"] * offset + items
+        return _Graph(adjacency, f"item-item graph of {options.data.data}", items)
     if options.stream:
-        if options.load is not None:
-            raise ValueError("--stream builds a graph and --load reads one: give one")
         sequences, items = _streamed.training_sequences(options.data, options.graph)
         adjacency = graphs.cooccurrence(
             sequences,
             len(items),
-            item_offset=options.item_offset,
+            item_offset=offset,
             **_cooccurrence_options(options.graph),
         )
-        title = f"item-item graph of {options.data.data}"
-        return adjacency, title, ["-"] * options.item_offset + items
-    log = None
-    if options.load is None or options.data != DataOptions():
-        log = options.data.load()
-    if options.load is not None:
-        title, adjacency = f"{options.load}", graphs.load(options.load)
-    else:
-        assert log is not None
-        title = f"{options.graph.kind} graph of {log.name}"
-        split = leave_one_out(log)
-        adjacency: Any = kinds.build(options.graph, split, options.item_offset)
-    # The graph of users and items has the users in front.
-    users: list[str] = []
-    if log is not None and options.graph.links == "user-item":
-        users = [str(name) for name in log.user_ids.tolist()]
-    num_items = adjacency.shape[0] - len(users) - options.item_offset
-    if options.item_offset < 0 or num_items < 1:
-        raise ValueError(
-            f"--item-offset is {options.item_offset}: choose 0 to "
-            f"{adjacency.shape[0] - 1}, as {title} has {adjacency.shape[0]} nodes"
-        )
-    if log is None:
-        return adjacency, title, [str(node) for node in range(adjacency.shape[0])]
+        return _Graph(adjacency, f"item-item graph of {options.data.data}", items)
+    log = options.data.load()
+    adjacency: Any = kinds.build(options.graph, leave_one_out(log), offset)
+    found = _Graph(
+        adjacency,
+        f"{options.graph.kind} graph of {log.name}",
+        _texts(log.item_ids),
+        _texts(log.user_ids) if options.graph.links == "user-item" else None,
+    )
+    _check_offset(offset, found)
+    return found
+
+
+def _load(options: Graph, path: Path) -> _Graph:
+    """The graph in a file, with the ids of the log if there is one."""
+    for given, name in ((options.engine, "--engine"), (options.stream, "--stream")):
+        if given:
+            raise ValueError(f"{name} builds a graph and --load reads one: give one")
+    if options.output is not None:
+        raise ValueError("--load describes a graph in a file: leave out --output")
+    if options.data == DataOptions():
+        found = _Graph(graphs.load(path), f"{path}", None)
+        _check_offset(options.item_offset, found)
+        return found
+    log = options.data.load()
+    adjacency = graphs.load(path, items=log.item_ids, users=log.user_ids)
+    users = _texts(log.user_ids) if options.graph.links == "user-item" else None
+    found = _Graph(adjacency, f"{path}", _texts(log.item_ids), users)
+    _check_offset(options.item_offset, found)
+    num_items = adjacency.shape[0] - len(users or ()) - options.item_offset
     if num_items != log.num_items:
         raise ValueError(
-            f"{title} has {adjacency.shape[0]} nodes, but {log.name!r} has "
+            f"{path} has {adjacency.shape[0]} nodes, but {log.name!r} has "
             f"{log.num_items} items and --item-offset is {options.item_offset}"
         )
-    items = [str(name) for name in log.item_ids.tolist()]
-    return adjacency, title, [*users, *["-"] * options.item_offset, *items]
+    return found
+
+
+def _check_offset(item_offset: int, found: _Graph) -> None:
+    """Makes sure that the graph has an item behind the rows that are none."""
+    num_nodes = found.adjacency.shape[0]
+    if not 0 <= item_offset < num_nodes - len(found.users or ()):
+        raise ValueError(
+            f"--item-offset is {item_offset}: choose 0 to {num_nodes - 1}, as "
+            f"{found.title} has {num_nodes} nodes"
+        )
+
+
+def _texts(ids: np.ndarray) -> list[str]:
+    return [str(name) for name in ids.tolist()]
 
 
 def _describe(matrix: scipy.sparse.csr_array, item_offset: int) -> str:

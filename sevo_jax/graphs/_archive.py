@@ -3,15 +3,20 @@
 import math
 import os
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, overload
+from typing import Any, BinaryIO, Literal, TypeAlias, overload
 
 import numpy as np
 import scipy.sparse
 from jax.experimental.sparse import BCOO
 
 from sevo_jax import _messages, operators
+from sevo_jax._digests import id_digest
 from sevo_jax._files import check_folder, replacing
+
+Ids: TypeAlias = Collection[int | str] | np.ndarray
+"""What users or items are called, in the order of their numbers."""
 
 # Formats are equally long.
 _FORMAT, PART = "sevo_jax.graph", "sevo_jax.parts"
@@ -19,13 +24,23 @@ _VERSION = 1
 # Little-endian whatever the machine.
 _LABELS = {"format": f"<U{len(_FORMAT)}", "version": "<i8"}
 _ARRAYS = {"shape": "<i8", "indptr": "<i8", "indices": "<i4", "data": "<f4"}
-_DTYPES = {name: np.dtype(dtype) for name, dtype in (_LABELS | _ARRAYS).items()}
-_DTYPES_OF_PART = _DTYPES | {"degrees": np.dtype("<f8")}
+# Hashes of what the nodes are called, where it is known.
+_IDS = {"items": "<U64", "users": "<U64"}
+_DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in (_LABELS | _ARRAYS | _IDS | {"degrees": "<f8"}).items()
+}
 # Where a mapped array may begin; JAX's own alignment.
 _ALIGNMENT = 64
 
 
-def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
+def save(
+    path: str | os.PathLike[str],
+    adjacency: operators.Adjacency,
+    *,
+    items: Ids | None = None,
+    users: Ids | None = None,
+) -> None:
     """Writes a graph to a file that :func:`load` reads back.
 
     The file is an uncompressed NumPy archive of the arrays of the compressed sparse
@@ -39,12 +54,16 @@ def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
         appended to the name.
       adjacency: the graph ``[n, n]``, as ``prepare`` takes it but not prepared; its
         weights are stored in float32.
+      items: the ids of all items in the order of their numbers, such as
+        ``log.item_ids``. A hash of them goes into the file, so that the graph is not
+        taken for one of other items, or of the same in another order.
+      users: likewise, for a graph whose nodes are users too.
 
     Raises:
       FileNotFoundError: if the folder does not exist.
       TypeError: if ``adjacency`` is no graph, or has been prepared.
-      ValueError: if ``adjacency`` is not square, an index is out of range, or a weight
-        does not fit in float32.
+      ValueError: if ``adjacency`` is not square, an index is out of range, a weight
+        does not fit in float32, or there are more ids than nodes.
 
     Examples:
       >>> import pathlib, tempfile
@@ -52,11 +71,16 @@ def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
       >>> graph = sevo.graphs.cooccurrence([[0, 1, 2]], num_items=3)
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = pathlib.Path(folder, "items.npz")
-      ...     sevo.graphs.save(path, graph)
+      ...     sevo.graphs.save(path, graph, items=["hat", "gloves", "scarf"])
       ...     print(sevo.graphs.load(path).todense())
+      ...     try:
+      ...         sevo.graphs.load(path, items=["gloves", "hat", "scarf"])
+      ...     except ValueError as error:
+      ...         print(str(error).partition(": ")[2])
       [[0. 1. 0.]
        [1. 0. 1.]
        [0. 1. 0.]]
+      it is of other items than the given, or of the same in another order
     """
     check_folder(path)
     if isinstance(adjacency, operators.GraphOperator):
@@ -66,6 +90,17 @@ def save(path: str | os.PathLike[str], adjacency: operators.Adjacency) -> None:
         )
     matrix = operators.in_float32(operators.canonical(operators.as_csr(adjacency)))
     arrays = {name: getattr(matrix, name) for name in _ARRAYS}
+    ids = {
+        name: ids
+        for name, ids in (("items", items), ("users", users))
+        if ids is not None
+    }
+    num_ids, num_nodes = sum(map(len, ids.values())), matrix.shape[0]
+    if num_ids > num_nodes:
+        raise ValueError(
+            f"the graph has {num_nodes} nodes, but {num_ids} ids are given for them"
+        )
+    arrays |= {name: id_digest(each) for name, each in ids.items()}
     with replacing(path) as temporary:
         write_archive(temporary, _FORMAT, arrays)
 
@@ -79,7 +114,7 @@ def write_archive(path: Path, kind: str, arrays: dict[str, Any]) -> str:
     contents = {"format": kind, "version": _VERSION} | arrays
     with open(path, "xb") as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in contents.items():
-            _write(file, archive, name, np.asarray(content, _DTYPES_OF_PART[name]))
+            _write(file, archive, name, np.asarray(content, _DTYPES[name]))
         return checksums(archive)
 
 
@@ -104,13 +139,27 @@ def _write(
 
 
 @overload
-def load(path: str | os.PathLike[str], *, mmap: Literal[False] = False) -> BCOO: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    mmap: Literal[False] = False,
+    items: Ids | None = None,
+    users: Ids | None = None,
+) -> BCOO: ...
 @overload
 def load(
-    path: str | os.PathLike[str], *, mmap: Literal[True]
+    path: str | os.PathLike[str],
+    *,
+    mmap: Literal[True],
+    items: Ids | None = None,
+    users: Ids | None = None,
 ) -> scipy.sparse.csr_array: ...
 def load(
-    path: str | os.PathLike[str], *, mmap: bool = False
+    path: str | os.PathLike[str],
+    *,
+    mmap: bool = False,
+    items: Ids | None = None,
+    users: Ids | None = None,
 ) -> BCOO | scipy.sparse.csr_array:
     """Reads a graph that :func:`save` wrote, equal to it bit for bit.
 
@@ -122,6 +171,9 @@ def load(
       path: the file.
       mmap: whether to leave the entries in the file. ``prepare(load(path,
         mmap=True))`` is then the way to an operator that needs the least memory.
+      items: the ids of the items that the graph is to be of, in the order of their
+        numbers. A file that was saved without ids is taken as it is.
+      users: likewise.
 
     Returns:
       The adjacency ``[n, n]``, as it was saved: a BCOO of arrays in memory, or with
@@ -132,8 +184,8 @@ def load(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, no graph of this package, or of a newer
-        version.
+      ValueError: if the file is damaged, no graph of this package, of a newer version,
+        or of other items or users.
 
     Examples:
       See :func:`save`.
@@ -145,7 +197,7 @@ def load(
         )
     with open(path, "rb") as file:
         try:
-            matrix = _read(file)
+            matrix = _read(file, {"items": items, "users": users})
             return matrix if mmap else operators.bcoo_from_scipy(matrix)
         # Damaged bytes make zipfile and NumPy raise errors of many kinds and lengths.
         except Exception as error:
@@ -153,7 +205,7 @@ def load(
             raise ValueError(f"cannot load the graph {path}: {reason}") from error
 
 
-def _read(file: BinaryIO) -> scipy.sparse.csr_array:
+def _read(file: BinaryIO, ids: Mapping[str, Ids | None]) -> scipy.sparse.csr_array:
     """Returns the matrix in an open file, refusing one that is not as it should be."""
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
@@ -168,6 +220,13 @@ def _read(file: BinaryIO) -> scipy.sparse.csr_array:
             f"its format has version {version}, but this release reads {_VERSION}: "
             "upgrade sevo_jax, or save the graph again"
         )
+    for name, given in ids.items():
+        if given is not None and f"{name}.npy" in names:
+            if read_array(file, archive, name).tolist() != id_digest(given):
+                raise ValueError(
+                    f"it is of other {name} than the given, or of the same in another "
+                    "order"
+                )
     return read_rows(file, archive, square=True)
 
 
@@ -204,7 +263,7 @@ def read_array(file: BinaryIO, archive: zipfile.ZipFile, name: str) -> np.ndarra
 
     None is unpacked, so that a file takes no more memory than its own size.
     """
-    dtype = _DTYPES_OF_PART[name]
+    dtype = _DTYPES[name]
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)

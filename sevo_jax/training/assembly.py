@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 import sevo_jax as sevo
+from sevo_jax._digests import digest
 from sevo_jax._leaves import LeafName, by_name
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.evaluation import Evaluator, describe
@@ -29,7 +30,6 @@ from sevo_jax.training.epoch import (
     train_epoch_together,
 )
 from sevo_jax.training.identity import (
-    digest,
     fingerprint,
     program_digest,
     settings,
@@ -94,7 +94,7 @@ class Assembly:
                 "batches alone"
             )
         smoothed = self._smoothed(kind, graphs)
-        operators = read_graphs(smoothed)
+        operators = read_graphs(smoothed, split.log)
         self._propagated = {
             name: split_tables(self.mesh, sevo.prepare(self._build(config)), ())
             for name, config in propagated.items()

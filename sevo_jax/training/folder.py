@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from sevo_jax._digests import digest, id_digest
 from sevo_jax._files import locked, replace_text, replacing
 from sevo_jax.data.sequences import Sequences
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from sevo_jax.training.identity import digest, id_digest
 from sevo_jax.training.known import Known
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import ArrayLike
 
 import sevo_jax
+from sevo_jax._digests import digest, id_digest
 from sevo_jax.data.split import LeaveOneOut
 from sevo_jax.training.checkpoint import CheckpointError
 from sevo_jax.training.mesh import describe_mesh
@@ -48,24 +46,6 @@ def fingerprint(split: LeaveOneOut) -> dict[str, Any]:
             split.train.values, split.train.offsets, split.valid, split.test
         ),
     }
-
-
-def id_digest(*ids: Iterable[int | str]) -> str:
-    """A hash of ids in their order, which are the same as numbers and as text."""
-    return digest(json.dumps([list(map(str, names)) for names in ids]))
-
-
-def digest(*parts: ArrayLike | str) -> str:
-    """The SHA-256 of arrays and texts."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            found.update(part.encode())
-        else:
-            array = np.ascontiguousarray(part)
-            found.update(f"{array.dtype}{array.shape}".encode())
-            found.update(array.tobytes())
-    return found.hexdigest()
 
 
 def program_digest(

@@ -13,6 +13,7 @@ import jax
 from sevo_jax import GraphOperator, graphs
 from sevo_jax._leaves import LeafName, prepare_graphs, tables_of
 from sevo_jax._tables import Table
+from sevo_jax.data.log import InteractionLog
 from sevo_jax.operators import AdjacencyLike
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -23,9 +24,13 @@ GivenGraphs: TypeAlias = Graph | Mapping[Any, Graph]
 
 
 def read_graphs(
-    given: Mapping[LeafName, Graph],
+    given: Mapping[LeafName, Graph], log: InteractionLog
 ) -> OrderedDict[LeafName, GraphOperator]:
     """Makes the operators of graphs by leaf name; what has several names, once.
+
+    Args:
+      given: the graphs.
+      log: what those of files must be of, where the file tells.
 
     Returns:
       A pytree. The keys of a dict JAX would sort, which names and tuples of names
@@ -36,9 +41,12 @@ def read_graphs(
       TypeError, ValueError: if a key is no leaf name, or a graph is none.
     """
     operators: dict[int, GraphOperator] = {}
+    ids = {"items": log.item_ids, "users": log.user_ids}
     for key, graph in given.items():
         if id(graph) not in operators:
-            read: Any = graphs.load(graph, mmap=True) if _is_file(graph) else graph
+            read: Any = graph
+            if _is_file(graph):
+                read = graphs.load(graph, mmap=True, **ids)
             with _naming(graph):
                 (operators[id(graph)],) = prepare_graphs({key: read}).values()
     return OrderedDict((key, operators[id(graph)]) for key, graph in given.items())

@@ -39,15 +39,16 @@ class Trainer(Assembly):
       graphs: what SEvo smooths over, in place of the recipe's graph: a mapping from
         leaf names to adjacencies, as `sevo_jax.scale_by_sevo` takes it; or one
         adjacency, over the leaves that the model smooths over the recipe's kind. An
-        adjacency may be the path of a file that `sevo_jax.graphs.save` wrote.
+        adjacency may be the path of a file that `sevo_jax.graphs.save` wrote, and is
+        refused if it was saved with the ids of others than the split's.
       optimizer: in place of the recipe's: an optax transformation, or a function that
         makes one of the graphs by leaf name. The graphs of the latter are arguments
         of the compiled program.
       mesh: devices to train on, from `make_mesh`; by default the first one.
 
     Raises:
-      ValueError: if there is no such optimizer, a graph does not fit its table, or
-        the data do not fit the model.
+      ValueError: if there is no such optimizer, a graph does not fit its table or
+        is of other items, or the data do not fit the model.
 
     Examples:
       >>> import dataclasses

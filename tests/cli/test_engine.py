@@ -1,6 +1,7 @@
 """`sevo-jax graph --engine duckdb` makes the file that it makes without."""
 
 import sys
+import zipfile
 
 import numpy as np
 import pyarrow
@@ -53,6 +54,10 @@ def test_the_same_graph_as_without(tmp_path, monkeypatch, capsys, text):
         one, two = (graphs.load(f"{name}.npz") for name in ("memory", "duckdb"))
         np.testing.assert_array_equal(one.indices, two.indices)
         np.testing.assert_array_equal(one.data, two.data)
+    with zipfile.ZipFile("memory.npz") as one, zipfile.ZipFile("duckdb.npz") as two:
+        assert "items.npy" in one.namelist()
+        # The ids too.
+        assert [f.CRC for f in one.infolist()] == [f.CRC for f in two.infolist()]
     assert {file.name for file in tmp_path.iterdir()} == {
         "log",
         "memory.npz",

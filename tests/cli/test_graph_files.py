@@ -93,6 +93,19 @@ def test_a_saved_graph_trains_goes_on_and_is_served(
     fails(capsys, more, "graphs.item_embedding was", "another run")
 
 
+def test_a_graph_of_another_log_is_refused(log, files, tmp_path, capsys):
+    renamed = tmp_path / "renamed.csv"
+    rows = zip(*(ids.tolist() for ids in read(log).to_columns()))
+    lines = [f"{user},{int(item) * 7 % 41},{at}" for user, item, at in rows]
+    renamed.write_text("\n".join(["user,item,timestamp", *lines]))
+    for graph, what in (("items.npz", "items"), ("both.npz", "items")):
+        status = train(renamed, tmp_path / "run", "--graph", files / graph)
+        fails(capsys, status, graph, f"it is of other {what}")
+    given = ["graph", "--load", files / "items.npz", "--item-offset", 0, "--data"]
+    assert sevo(*given, log) == 0
+    fails(capsys, sevo(*given, renamed), "items.npz", "it is of other items")
+
+
 def test_several_graphs_at_once(log, files, tmp_path):
     runs = {name: tmp_path / name for name in ("each", "joint", "kind")}
     users, items = (

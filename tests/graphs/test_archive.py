@@ -102,7 +102,7 @@ def test_files_of_earlier_releases(path, graph, mmap):
 
 def test_any_reader_of_archives_reads_it(path, graph):
     with np.load(path) as archive:
-        assert sorted(archive.files) == sorted(_archive._DTYPES)
+        assert sorted(archive.files) == sorted(_archive._LABELS | _archive._ARRAYS)
         parts = (archive["data"], archive["indices"], archive["indptr"])
     matrix = scipy.sparse.csr_array(parts, shape=graph.shape)
     np.testing.assert_array_equal(matrix.toarray(), graph.todense())
@@ -130,6 +130,28 @@ def test_scipy_matrix_in_any_order(tmp_path, to_dense):
     save(tmp_path / "graph.npz", coo + coo.T)
     loaded = to_dense(load(tmp_path / "graph.npz"))
     assert loaded.tolist() == [[0, 3, 0], [3, 0, 0], [0, 0, 0]]
+
+
+def test_it_is_not_taken_for_a_graph_of_other_ids(tmp_path):
+    path, graph = tmp_path / "both.npz", bipartite([0, 1], [2, 0], 2, 3)
+    save(path, graph, items=["5", "7", "11"], users=["a", "b"])
+    for given in ({}, {"items": np.array([5, 7, 11]), "users": ("a", "b")}):
+        assert bits(load(path, **given)) == bits(graph)
+    for given, what in (
+        ({"items": ["7", "5", "11"]}, "other items than the given, or of the same in"),
+        ({"items": ["5", "7"]}, "other items"),
+        ({"items": ["5", "7", "11"], "users": ["b", "a"]}, "other users"),
+        ({"users": []}, "other users"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"cannot load .*both.npz: it is of {what}"
+        ):
+            load(path, mmap=True, **given)
+    # One that does not say is taken as it is.
+    save(path, graph)
+    assert bits(load(path, items=["other"])) == bits(graph)
+    with pytest.raises(ValueError, match="has 5 nodes, but 6 ids are given"):
+        save(path, graph, items=[1, 2, 3, 4], users=[1, 2])
 
 
 def test_what_is_no_adjacency(tmp_path, graph):
