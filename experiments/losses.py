@@ -237,55 +237,71 @@ def page() -> str:
     return "\n\n".join(parts)
 
 
-def gain(point: Point, group: int | None = None, quick: bool = False) -> float | None:
-    """By what share SEvo improves test NDCG@10, of one group of users or of all."""
+def scores(point: Point, group: int | None = None, quick: bool = False) -> np.ndarray:
+    """Test NDCG@10 of both optimizers, `[2, seeds]`, with the seeds that both have.
+
+    Of one group of users, or of all.
+    """
     found = [point.results(kind, quick) for kind in KINDS]
-    shared = found[0].keys() & found[1].keys()
-    if not shared:
-        return None
-    plain, sevo = (
-        sum(
-            each[seed]["test"][METRIC]
-            if group is None
-            else each[seed][BY_POPULARITY][group]
-            for seed in shared
-        )
+    shared = sorted(found[0].keys() & found[1].keys())
+    values = [
+        each[seed]["test"][METRIC]
+        if group is None
+        else each[seed][BY_POPULARITY][group]
         for each in found
-    )
-    return sevo / plain - 1 if plain else None
+        for seed in shared
+    ]
+    return np.reshape(values, (2, len(shared)))
 
 
 def draw(quick: bool) -> Figure:
-    """The map: a row a data set, the gain against three things."""
-    figure = Figure(figsize=(13, 3.6 * len(MAPPED)), layout="constrained")
-    for dataset, row in zip(MAPPED, figure.subplots(len(MAPPED), 3), strict=True):
+    """The map: a row a data set of which something is known, a panel a question."""
+    known = [
+        dataset
+        for dataset in MAPPED
+        if any(
+            scores(point, quick=quick).size
+            for point in all_points()
+            if point.dataset == dataset and point.label.startswith("SASRec")
+        )
+    ] or list(MAPPED)
+    figure = Figure(figsize=(13, 3.6 * len(known)), layout="constrained")
+    grid = figure.subplots(len(known), 3, squeeze=False)
+    for dataset, row in zip(known, grid, strict=True):
         all_items = with_all(dataset)
         panels = {
             "negatives of a target": {
-                name: gain(point, quick=quick)
+                name: scores(point, quick=quick)
                 for name, point in by_negatives(dataset).items()
             },
             "share of users": {
-                f"{percent} %": gain(with_all(dataset, percent), quick=quick)
+                f"{percent} %": scores(with_all(dataset, percent), quick=quick)
                 for percent in PERCENTS
             },
             "popularity of the target, rarest first": {
-                str(group + 1): gain(all_items, group, quick) for group in range(GROUPS)
+                str(group + 1): scores(all_items, group, quick)
+                for group in range(GROUPS)
             },
         }
-        for axes, (xlabel, gains) in zip(row, panels.items(), strict=True):
+        for axes, (xlabel, places) in zip(row, panels.items(), strict=True):
             title = f"SASRec on {DATASETS[dataset]}"
-            study.style(axes, title, xlabel, "SEvo over AdamW, %")
-            _curve(axes, gains)
+            study.style(axes, title, xlabel, f"SEvo over AdamW, {METRIC}, %")
+            _gains(axes, places)
     return figure
 
 
-def _curve(axes: Axes, gains: Mapping[str, float | None]) -> None:
-    known = {place: g for place, g in enumerate(gains.values()) if g is not None}
-    axes.set_xticks(range(len(gains)), list(gains))
-    axes.set_xlim(-0.3, len(gains) - 0.7)  # Also where some of it is not known.
+def _gains(axes: Axes, places: Mapping[str, np.ndarray]) -> None:
+    """The gain of the means at each place, and of each seed."""
+    axes.set_xticks(range(len(places)), list(places))
+    axes.set_xlim(-0.3, len(places) - 0.7)  # Also where some of it is not known.
     axes.axhline(0, color="black", lw=0.6)
-    study.curve(axes, {place: 100 * g for place, g in known.items()}, 0, METRIC)
+    means = {}
+    for place, (plain, smooth) in enumerate(places.values()):
+        if plain.size and plain.all():
+            means[place] = 100 * (smooth.mean() / plain.mean() - 1)
+            each = 100 * (smooth / plain - 1)
+            axes.scatter([place] * len(each), each, s=12, color="grey", alpha=0.7)
+    study.curve(axes, means, 0, "of the means; grey: each seed")
     study.legend(axes)
 
 

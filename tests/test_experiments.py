@@ -349,7 +349,7 @@ def test_quality_stands_beside_what_it_costs(costs, monkeypatch, capsys):
 
 def test_progress_is_that_of_the_stored_runs():
     _, plain, sevo = table3.progress()
-    assert plain[0] == "AdamW" and sevo[0] == "SEvo-AdamW"
+    assert plain == "AdamW" and sevo == "SEvo-AdamW"
     stored = json.loads((table3.FOLDER / "sasrec-beauty-adamw-seed0.json").read_text())
     assert 0.9 < stored["valid NDCG@10"]["200"] / float(plain[-1].split()[0]) < 1.1
 
@@ -766,6 +766,26 @@ def test_the_table_and_the_map_of_losses(invented, monkeypatch, tmp_path, capsys
     assert losses.page().startswith("![losses](results/losses.png)")
 
 
+def test_the_map_shows_the_gain_of_means_and_of_each_seed(invented, monkeypatch):
+    of_tools, result = points.with_all("tools"), jobs.Job.result
+    plain, sevo, seeds = 0.15, 0.151, np.arange(5) / 1000
+    np.testing.assert_allclose(losses.scores(of_tools), [plain + seeds, sevo + seeds])
+    np.testing.assert_allclose(
+        losses.scores(of_tools, 2), [[3 * plain] * 5, [3 * sevo] * 5]
+    )
+    monkeypatch.setattr(
+        jobs.Job, "result", lambda job: result(job) if job.dataset == "tools" else None
+    )
+    # Of Beauty nothing is known.
+    panels = losses.draw(False).axes
+    assert len(panels) == 3
+    (curve,) = (line for line in panels[0].lines if len(line.get_xdata()) == 6)
+    gain = 100 * (sevo + 0.002) / (plain + 0.002) - 100
+    np.testing.assert_allclose(curve.get_ydata(), gain)
+    dots = panels[0].collections[0].get_offsets()
+    np.testing.assert_allclose(dots[:, 1], 100 * (sevo + seeds) / (plain + seeds) - 100)
+
+
 def test_muon_takes_the_matrices_and_sevo_the_rest():
     rng = np.random.default_rng(0)
     shapes = {"item_embedding": (9, 4), "position_embedding": (3, 4)}
@@ -800,8 +820,8 @@ def test_muon_takes_the_matrices_and_sevo_the_rest():
 def test_what_of_the_losses_is_not_run_is_said(monkeypatch):
     monkeypatch.setattr(jobs.Job, "result", lambda job: None)
     assert "Not run yet: Beauty, SASRec; Beauty, GRU4Rec;" in losses.page()
-    assert losses.gain(points.all_points()[0]) is None
-    losses.draw(False)
+    assert losses.scores(points.all_points()[0]).shape == (2, 0)
+    assert len(losses.draw(False).axes) == 6
 
 
 def test_sevo_reaches_the_best_of_adamw_or_never():
