@@ -19,7 +19,7 @@ from sevo_jax._leaves import (
     prepare_graphs,
     replace_graphs,
 )
-from sevo_jax._tables import widened
+from sevo_jax._tables import wide, widened
 from sevo_jax.operators import GraphOperator
 from sevo_jax.smoothing import check_beta, check_every, check_num_layers
 
@@ -222,15 +222,15 @@ def scale_by_sevo(
         positions = [i for table in tables for i in table.leaves]
         here = {}
         for i in positions:
-            wide = widened(leaves[i])
-            here[i] = (local(strength, wide.dtype) * wide).astype(leaves[i].dtype)
+            x = widened(leaves[i])
+            here[i] = (local(strength, x.dtype) * x).astype(leaves[i].dtype)
 
         def propagate(here: dict[int, Any], before: dict[int, Any]) -> dict[int, Any]:
-            sums = {i: before[i].astype(x.dtype) + x for i, x in here.items()}
+            sums = {i: before[i].astype(wide(x)) + widened(x) for i, x in here.items()}
             here = dict(here)
             for table in tables:
                 graph = operators[table.key]
-                rows = widened(table.stack(sums, graph))
+                rows = table.stack(sums, graph)
                 whole = smooth(graph, rows, strength)
                 beyond = whole / local(strength, rows.dtype) - rows
                 for i, leaf in table.unstack(beyond, here, graph).items():
