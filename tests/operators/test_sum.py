@@ -69,6 +69,14 @@ def test_every_form_of_a_graph(relations, expected, x64):
     close(matrix(weighted_sum([inner, third], [0.8, 0.2])), expected)
 
 
+def test_weights_may_be_rounded():
+    thirds = weighted_sum([np.ones((2, 2))] * 3, np.full(3, 1 / 3, np.float32).tolist())
+    tenths = weighted_sum([np.ones((2, 2))] * 10, [0.1] * 10)
+    assert sum([0.1] * 10) != 1
+    for graph in (thirds, tenths):
+        close(matrix(graph), np.full((2, 2), 0.5), np.float32)
+
+
 def test_ends_of_the_weights(relations, x64):
     for number, relation in enumerate(relations):
         one = sevo.prepare(relation)
@@ -174,6 +182,7 @@ def test_it_takes_the_place_of_a_graph(relations, expected, rng):
         (2, [0.5, -0.5], r"weights\[1\] is -0.5"),
         (2, [0.5, float("nan")], r"weights\[1\] is nan"),
         (2, [0.5, 0.25], "add up to 0.75: divide them by that"),
+        (2, [0.5, 0.50001], "add up to 1.00001"),
     ],
 )
 def test_weights_that_are_refused(count, weights, message):
