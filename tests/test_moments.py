@@ -130,6 +130,18 @@ def test_weights_of_the_running_mean_in_single_precision(decay):
         np.testing.assert_allclose(add, (1 - decay) / total, rtol=5e-7)
 
 
+def test_the_count_stays_at_its_end():
+    transform = scale_by_moment_corrected_adam(0.9, 0.999)
+    gradient = jnp.array([[1.0, -2.0]])
+    state = transform.init(gradient)._replace(count=jnp.int32(2**31 - 2))
+    for _ in range(2):
+        out, state = transform.update(gradient, state)
+        assert state.count == 2**31 - 1
+    # As of moments of zero that have long forgotten their bias.
+    np.testing.assert_allclose(state.mu, 0.19 * gradient, rtol=1e-5)
+    np.testing.assert_allclose(out, [[4.2496, -4.2496]], rtol=1e-4)
+
+
 def test_second_moment_is_accurate_from_the_first_step(rng):
     """Plain float32 Adam has 1 - 0.999 wrong by 1.3e-5 there."""
     gradients = rng.normal(size=(10, 4, 3)).astype(np.float32)

@@ -430,6 +430,20 @@ def test_kinds_of_smoothing(factory, options, layouts, problem, oracle, x64):
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
+def test_windows_come_to_the_same(factory, layouts, problem, x64):
+    """Where the directions do not depend on the parameters, at the end of each."""
+    graphs, few = layouts["joint"][0], (problem[0], problem[1][:6])
+    make, _, more = FACTORIES[factory]
+    if factory == "adamw":
+        more = {"weight_decay": 0.0}
+    each = run(make(0.05, graphs, **more), few, np.float64)
+    third = run(make(0.05, graphs, every=3, **more), few, np.float64)
+    check(third[2::3], each[2::3])
+    item = "encoder/item"
+    assert np.abs(np.asarray(third[0][item] - each[0][item])).max() > 1e-3
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
 def test_schedules(factory, layouts, problem, oracle, x64):
     make, definition, more = FACTORIES[factory]
     graphs, tables = layouts["several leaves"]

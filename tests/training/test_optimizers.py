@@ -141,6 +141,10 @@ CURVES = {
         dict(schedule="cosine", end=0.01, **CURVE),
         lambda peak: optax.warmup_cosine_decay_schedule(0, peak, 2, 6, 0.01),
     ),
+    "both ends in one step": (
+        dict(schedule="cosine", warmup=1.0, epochs=1.2),
+        lambda peak: optax.warmup_cosine_decay_schedule(0, peak, 2, 3),
+    ),
 }
 
 
