@@ -98,6 +98,8 @@ def test_files_of_earlier_releases(path, graph, mmap):
     change(path)
     loaded = load(path, mmap=mmap)
     assert bits(operators.bcoo_from_scipy(loaded) if mmap else loaded) == bits(graph)
+    if mmap:
+        assert loaded.data.flags.aligned and loaded.indices.flags.aligned
 
 
 def test_any_reader_of_archives_reads_it(path, graph):
@@ -259,11 +261,14 @@ def change(path, **changes):
         (dict(shape=np.array([2, 2])), "do not describe"),
         (dict(shape=np.array([7, 9])), "do not describe"),
         (dict(shape=np.array([-1, -1])), "do not describe"),
+        (dict(shape=np.array([-1, -1]), indptr=np.array([], int)), "do not describe"),
         (dict(shape=np.array([2**63 - 1] * 2)), "do not describe"),
         (dict(shape=np.array(7)), "do not describe"),
         (dict(indptr=np.array([0, 99, 0, 0, 0, 0, 0, 0])), "do not describe"),
         (dict(indptr=np.array([0, 0, 0, 0, 0, 0, 0, 11])), "do not describe"),
         (dict(indptr=np.array([0, 13, 5, 13, 13, 13, 13, 13])), "do not describe"),
+        (dict(indptr=np.array([1, 2, 3, 4, 5, 6, 7, 13])), "do not describe"),
+        (dict(indices=np.ones(14, np.int32)), "do not describe"),
         (dict(indices=np.full(13, 7, np.int32)), "do not describe"),
         (dict(indices=np.full(13, -1, np.int32)), "do not describe"),
         (dict(data=np.array([{}], object)), "data is object, not float32"),
@@ -305,6 +310,19 @@ def npy(array, **changes) -> bytes:
     header = np.lib.format.header_data_from_array_1_0(array) | changes
     np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue() + array.tobytes()
+
+
+@pytest.mark.parametrize("length", [12, 14])
+def test_an_array_of_another_size_than_it_says(length, path):
+    """Of a longer one the rest would be lost; after a shorter one are other bytes."""
+    with np.load(path) as archive:
+        members = {each: npy(archive[each]) for each in archive.files}
+    members["data"] = npy(np.ones(length, np.float32), shape=(13,))
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, content in members.items():
+            archive.writestr(f"{each}.npy", content)
+    with pytest.raises(ValueError, match="data has not the size that its shape .13,"):
+        load(path)
 
 
 @pytest.mark.parametrize("form", ["unfolds", "boasts"])

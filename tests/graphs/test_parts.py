@@ -261,17 +261,21 @@ def test_what_is_no_graph_in_parts(parts, tmp_path):
         GraphParts(tmp_path / "empty")
     manifest = tmp_path / "items" / "parts.json"
     good = json.loads(manifest.read_text())
+    first, second, *rest = good["parts"]
     for change, message in (
         ({"format": "other"}, "not written by this package"),
         ({"version": 2}, "version 2, but this release reads 1: upgrade"),
         ({"parts": []}, "not in order"),
         ({"parts": good["parts"][::-1]}, "not in order"),
+        ({"parts": [second, *rest], "num_nodes": NUM_ITEMS - 5}, "not in order"),
+        ({"parts": [first, first], "num_nodes": 10}, "not in order"),
+        ({"parts": [first, second | {"begin": 6}, *rest]}, "it has another shape"),
         ({"parts": [{"file": "x"}]}, "cannot load the graph"),
         ({"num_nodes": 99}, "other rows than it says"),
     ):
         manifest.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=message):
-            GraphParts(tmp_path / "items")
+            GraphParts(tmp_path / "items").rows(0, NUM_ITEMS)
     manifest.write_text("no")
     with pytest.raises(ValueError, match="cannot load the graph"):
         GraphParts(tmp_path / "items")
