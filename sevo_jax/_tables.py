@@ -77,7 +77,10 @@ class Table:
         if rows == graph.num_nodes and len(others) == 1:
             return
         if rows == graph.num_nodes:
-            remedy = "the leaves of a joint table need one width"
+            remedy = (
+                "the leaves of a joint table need one width, and stacks of tables one "
+                "length"
+            )
         else:
             offset = (
                 "item_offset=1 if row 0 is padding"

@@ -271,15 +271,18 @@ def test_row_count_of_a_joint_table_differs(make):
     )
 
 
-def test_widths_of_a_joint_table_differ(make):
+@pytest.mark.parametrize(
+    "user, item", [((2, 3), (2, 5)), ((6, 2, 3), (7, 2, 3)), ((2, 3), (7, 2, 3))]
+)
+def test_shapes_of_a_joint_table_differ(make, user, item):
     check_refused(
         make,
         {("user", "item"): GRAPH},
-        {"item": np.ones((2, 5)), "user": np.ones((2, 3))},
+        {"item": np.ones(item), "user": np.ones(user)},
         ValueError,
         "user + item",
-        "(2, 3), (2, 5)",
-        "need one width",
+        f"{user}, {item}",
+        "need one width, and stacks of tables one length",
     )
 
 
