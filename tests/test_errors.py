@@ -106,7 +106,7 @@ def test_bad_weights(consume, form, dense, parts):
 
 @pytest.mark.parametrize("index", [[0, 4], [7, 1], [0, -1]])
 def test_bcoo_index_out_of_range(consume, index):
-    graph = bcoo([1.0, 1.0], [[0, 1], index])
+    graph = bcoo([1.0, -1.0], [[0, 1], index])
     parts = [f"({index[0]}, {index[1]})", "out of range for 4 nodes", "0..3"]
     with raises(ValueError, *parts):
         consume(graph)

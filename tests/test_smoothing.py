@@ -79,9 +79,10 @@ def test_exact_is_exact_to_the_tolerance_asked_for(random_graph, oracle, rng, x6
     errors = [
         np.linalg.norm(exact(graph, jnp.asarray(x), 0.9, tol=tol) - expected)
         / np.linalg.norm(x)
-        for tol in (1e-1, 1e-4, 1e-8)
+        for tol in (1e-1, 1e-4, 1e-8, 0.0)
     ]
     assert errors[0] <= 1e-1 and errors[1] <= 1e-4 and errors[2] <= 1e-8
+    assert errors[3] <= 1e-14
     # And not by solving to the end whatever is asked.
     assert errors[0] > 1e-6 and errors[1] > 1e-10
 

@@ -188,6 +188,14 @@ def test_a_graph_past_the_limit(parts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at most 20, .* more parts"):
         graphs.cooccurrence_parts(tmp_path / "g", walks(), NUM_ITEMS, num_parts=2)
     assert not (tmp_path / "g").exists()
+    # Of few entries, but many nodes.
+    few = graphs.cooccurrence_parts(tmp_path / "few", [[0, 1]], NUM_ITEMS, num_parts=1)
+    monkeypatch.setattr(_adjacency, "_MOST", 20)
+    with pytest.raises(ValueError, match="2 entries and 24 nodes; .* at most 20"):
+        sevo.prepare(few.rows(0, NUM_ITEMS))
+    monkeypatch.setattr(_blocks, "_MOST", 10)
+    with pytest.raises(ValueError, match="counts 12 rows .* at most 10"):
+        sevo.shard_rows(few, sharding)
 
 
 def test_what_consumes_whole_graphs_names_the_way(parts, tmp_path):
