@@ -4,11 +4,14 @@ A leaf is named by components of its "/"-joined path, so that ``"item_embedding"
 ``encoder/item_embedding/embedding/value`` but not ``old_item_embedding``. The whole
 path of a leaf means that leaf alone. A tuple of names is one table whose rows are the
 leaves' rows, stacked in that order. A leaf that is not there for now, because
-``optax.masked`` hides it or it is ``None``, is found and left alone.
+``optax.masked`` hides it or it is ``None``, is found and left alone. Flax NNX hands the
+leaves to ``init`` in Variables, ``.../value``, and bare to ``update``: a whole path is the
+one without ``value`` in both.
 """
 
 from __future__ import annotations
 
+import collections
 import operator
 import weakref
 from collections.abc import Collection, Iterable, Mapping
@@ -27,6 +30,8 @@ from sevo_jax.operators import AdjacencyLike, GraphOperator, prepare
 
 Graphs: TypeAlias = AdjacencyLike | Mapping[LeafName, AdjacencyLike]
 RowAxis: TypeAlias = int | Mapping[Any, int] | None
+
+_VALUE = jax.tree_util.GetAttrKey("value")
 
 # The key of a graph that is given without a name.
 WHOLE_TREE = ""
@@ -118,10 +123,16 @@ def tables_of(
         for names, positions in leaves.of_key(key):
             for position in positions:
                 if position in owner:
-                    raise ValueError(
+                    message = (
                         f"{leaves.say(position)} is named by {owner[position]!r} and "
                         f"by {key!r}: a leaf can be smoothed by one graph only"
                     )
+                    if key == owner[position]:
+                        message += (
+                            "; a tuple is a joint table, the path of one leaf would be "
+                            f"{'/'.join(key)!r}"
+                        )
+                    raise ValueError(message)
                 owner[position] = key
             tables.append(
                 Table(
@@ -254,8 +265,14 @@ class _Leaves:
         pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_hidden)
         self.paths: list[str] = []
         self.hidden: list[str] = []
+        # Those of leaves and of hidden ones, by what is their whole path in `update`.
+        self.bare: dict[str, str] = {}
+        below = collections.Counter(path[:-1] for path, _ in pairs)
         for path, leaf in pairs:
-            (self.hidden if _is_hidden(leaf) else self.paths).append(_joined(path))
+            joined = _joined(path)
+            (self.hidden if _is_hidden(leaf) else self.paths).append(joined)
+            in_variable = path[-1:] == (_VALUE,) and below[path[:-1]] == 1
+            self.bare[_joined(path[:-1]) if in_variable else joined] = joined
 
     def say(self, position: int) -> str:
         return self.paths[position] or "the only leaf"
@@ -271,9 +288,10 @@ class _Leaves:
                 )
             return [*range(len(self.paths))]
         stripped = name.strip("/")
-        if stripped in self.paths:
-            return [self.paths.index(stripped)]
-        if stripped in self.hidden:
+        whole = self.bare.get(stripped, stripped)
+        if whole in self.paths:
+            return [self.paths.index(whole)]
+        if whole in self.hidden:
             return []
         found = [i for i, path in enumerate(self.paths) if _matches(stripped, path)]
         if not found and not any(_may_hide(path, stripped) for path in self.hidden):
@@ -314,7 +332,8 @@ class _Leaves:
         }
 
     def _no_leaf(self, name: str) -> str:
-        message = f"no leaf has {name!r} in its path; the leaves are {self.paths}"
+        leaves = [bare for bare, path in self.bare.items() if path in self.paths]
+        message = f"no leaf has {name!r} in its path; the leaves are {leaves}"
         if self.hidden:
             message += (
                 f", hidden are {self.hidden}: if it lies below one of these, write its "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import scipy.sparse
+from flax import nnx
 
 import sevo_jax as sevo
 from sevo_jax._leaves import (
@@ -45,6 +46,11 @@ TABLE = jnp.zeros((4, 2))
 class Layer(NamedTuple):
     kernel: jax.Array
     bias: jax.Array
+
+
+class Scaled(NamedTuple):
+    value: jax.Array
+    scale: jax.Array
 
 
 TREE = {
@@ -106,6 +112,26 @@ def test_parts_of_components_and_patterns_match_nothing(name):
 
 def test_a_key_that_holds_slashes_is_several_components():
     assert found({"a/b": TABLE, "c": TABLE}, "b") == [("a/b",)]
+
+
+def test_a_whole_path_is_the_same_with_and_without_the_variables_of_nnx():
+    """`nnx.Optimizer` hands its parameters to init in Variables and bare to update."""
+    bare = {"table": TABLE, "inner": {"table": TABLE}}
+    boxed = jax.tree.map(nnx.Param, bare)
+    for name in ("table", "inner/table"):
+        assert found(bare, name) == [(name,)]
+        assert found(boxed, name) == [(f"{name}/value",)]
+    hidden = {**boxed, "table": nnx.Param(optax.MaskedNode())}
+    assert found(hidden, "table") == []
+    with pytest.raises(ValueError, match=r"leaves are \['inner/table', 'table'\]"):
+        found(boxed, "tables")
+    # Beside others it is a component as any.
+    assert found({"table": Scaled(TABLE, TABLE), "inner": bare}, "table") == [
+        ("inner/inner/table",),
+        ("inner/table",),
+        ("table/value",),
+        ("table/scale",),
+    ]
 
 
 def test_joint_tables_keep_the_order_of_the_names():

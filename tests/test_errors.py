@@ -322,6 +322,7 @@ def test_leaf_twice_in_a_joint_table(make):
         ValueError,
         "item",
         "one graph only",
+        "path of one leaf would be 'item/item'",
     )
 
 
