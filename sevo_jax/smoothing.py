@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
@@ -338,6 +339,8 @@ def check_beta(beta: Any) -> None:
     """Refuses a smoothing strength outside [0, 1), unless it is only known later."""
     if isinstance(beta, Tracer) or callable(beta):
         return
+    if isinstance(beta, str) or np.ndim(beta) or beta is None:
+        raise TypeError(f"beta must be a number or a schedule, got {beta!r}")
     if not 0.0 <= float(beta) < 1.0:
         raise ValueError(
             f"beta must lie in [0, 1), got {beta}: 0 is no smoothing, 0.99 the paper's"

@@ -394,6 +394,12 @@ def test_beta_out_of_range(make, beta):
             getattr(sevo.smoothing, name)(GRAPH, TABLE, beta, *hops)
 
 
+@pytest.mark.parametrize("beta", ["0.9", None, np.array([0.5, 0.9])])
+def test_beta_that_is_no_number(make, beta):
+    with raises(TypeError, "beta must be a number or a schedule", repr(beta)):
+        make(GRAPH, beta=beta)
+
+
 @pytest.mark.parametrize(
     "num_layers, error, parts",
     [
