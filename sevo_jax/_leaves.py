@@ -4,9 +4,9 @@ A leaf is named by components of its "/"-joined path, so that ``"item_embedding"
 ``encoder/item_embedding/embedding/value`` but not ``old_item_embedding``. The whole
 path of a leaf means that leaf alone. A tuple of names is one table whose rows are the
 leaves' rows, stacked in that order. A leaf that is not there for now, because
-``optax.masked`` hides it or it is ``None``, is found and left alone. Flax NNX hands the
-leaves to ``init`` in Variables, ``.../value``, and bare to ``update``: a whole path is the
-one without ``value`` in both.
+``optax.masked`` hides it or it is ``None``, is found and left alone. Flax NNX hands
+leaves to ``init`` in Variables, ``.../value``, and bare to ``update``: in both the
+whole path is the one without ``value``.
 """
 
 from __future__ import annotations
@@ -165,6 +165,18 @@ def find_tables(
     for table in tables:
         table.check_fit(graphs[table.key], leaves)
     return tables
+
+
+def check_shapes(tree: Any, others: Iterable[Any], what: str) -> None:
+    """Refuses what the state holds of the leaves if it is not of their shapes."""
+    leaves = _Leaves(tree)
+    for position, pair in enumerate(zip(jax.tree.leaves(tree), others, strict=True)):
+        leaf, other = map(jnp.shape, pair)
+        if leaf != other:
+            raise ValueError(
+                f"{leaves.say(position)} has shape {leaf}, {what} in the state "
+                f"{other}: sevo_jax.carry_over gives appended rows their place there"
+            )
 
 
 def is_named(path: Any, names: Iterable[str]) -> bool:

@@ -20,6 +20,7 @@ from sevo_jax._leaves import (
     RowAxis,
     active_rows_by_leaf,
     check_row_axis,
+    check_shapes,
     names_in,
     row_axes_of,
     tables_of,
@@ -134,14 +135,10 @@ def scale_by_moment_corrected_adam(
     ) -> tuple[optax.Updates, ScaleByMomentCorrectedAdamState]:
         del params
         check_extra_args(extra_args)
-        if not hasattr(state, "corrected"):
-            raise ValueError(
-                f"the state is {type(state).__name__}, of moments that are not "
-                "corrected: sevo_jax.carry_over makes it one of "
-                "scale_by_moment_corrected_adam"
-            )
+        _check_state(state, "scale_by_moment_corrected_adam", of_tables=False)
         count = jnp.asarray(optax.safe_increment(state.count))
         grads, treedef = jax.tree.flatten(updates)
+        check_shapes(updates, treedef.flatten_up_to(state.mu), "its moments")
         results = [
             corrected.step(count, *leaf, state.corrected)
             for leaf in zip(
@@ -240,6 +237,7 @@ def scale_by_adam_of_tables(
     ) -> tuple[optax.Updates, AdamOfTablesState]:
         del params
         check_extra_args(extra_args)
+        _check_state(state, "sevo_adamw", of_tables=True)
         known = dict(flag for each in state.corrected for flag in each.items())
         if sorted(known) != table_names:
             raise ValueError(
@@ -248,6 +246,7 @@ def scale_by_adam_of_tables(
             )
         leaves, treedef = jax.tree.flatten(updates)
         mus, nus = map(treedef.flatten_up_to, (state.mu, state.nu))
+        check_shapes(updates, mus, "its moments")
         of_tables, others = split(updates)
         masks = active_rows_by_leaf(updates, active_rows, corrected=of_tables)
         moments = ([each[i] for i in others] for each in (mus, nus))
@@ -265,6 +264,17 @@ def scale_by_adam_of_tables(
         return direction, AdamOfTablesState(after.count, mu, nu, flags())
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_state(state: Any, name: str, *, of_tables: bool) -> None:
+    """Refuses a state of other moments, which may have the same fields."""
+    flags = getattr(state, "corrected", None)
+    if flags is None or isinstance(flags, tuple | list) != of_tables:
+        raise ValueError(
+            f"the state is {type(state).__name__}, not one of {name}: "
+            "sevo_jax.carry_over makes it one if it is of optax.scale_by_adam in a "
+            "chain like this one; else begin with init"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sevo_jax._leaves import (
     Graphs,
     RowAxis,
     check_row_axis,
+    check_shapes,
     check_taken,
     find_tables,
     prepare_graphs,
@@ -193,6 +194,11 @@ def scale_by_sevo(
         del params
         check_extra_args(extra_args)
         check_taken(active_rows)
+        if not hasattr(state, "pending"):
+            raise ValueError(
+                f"the state is {type(state).__name__}, not one of scale_by_sevo: it "
+                "was made by another chain, begin with init of this one"
+            )
         operators = replace_graphs(bound, graphs)
         strength = beta(state.step) if callable(beta) else beta
         leaves, treedef = jax.tree.flatten(updates)
@@ -220,6 +226,11 @@ def scale_by_sevo(
         due = (state.step % every == every - 1) | flush
         waiting = treedef.flatten_up_to(state.pending)
         positions = [i for table in tables for i in table.leaves]
+        check_shapes(
+            updates,
+            [waiting[i] if i in positions else x for i, x in enumerate(leaves)],
+            "what is pending of it",
+        )
         here = {}
         for i in positions:
             x = widened(leaves[i])

@@ -286,6 +286,45 @@ def test_corrected_moments_and_adam_s_are_never_taken_for_each_other():
         close((mine, carried), (one, states[corrected]))
 
 
+def test_a_state_of_another_chain_is_refused():
+    graphs, params = {"item": graph(OLD)}, tree(0)
+    smoothing = sevo.scale_by_sevo(graphs)
+    rest = optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(0.1)
+    adam, corrected = (
+        optax.chain(first(), smoothing, *rest)
+        for first in (optax.scale_by_adam, sevo.scale_by_moment_corrected_adam)
+    )
+    tables = OPTIMIZERS["adamw"](graphs)
+    for old, new, message in (
+        (tables, corrected, "AdamOfTablesState, not one of scale_by_moment_corrected"),
+        (corrected, tables, "ScaleByMomentCorrectedAdamState, not one of sevo_adamw"),
+        (adam, tables, "ScaleByAdamState, not one of sevo_adamw: .*carry_over"),
+        (optax.identity(), smoothing, "EmptyState, not one of scale_by_sevo"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new.update(params, old.init(params), params)
+
+
+@pytest.mark.parametrize(
+    "tx, what",
+    [
+        (OPTIMIZERS["adamw"]({"item": graph(NEW)}), "its moments"),
+        (OPTIMIZERS["adamw"]({"user": graph(4)}), "its moments"),
+        (sevo.scale_by_moment_corrected_adam(), "its moments"),
+        (sevo.scale_by_sevo({"item": graph(NEW)}, every=2), "what is pending of it"),
+    ],
+    ids=["table", "other leaf", "alone", "pending"],
+)
+def test_a_table_that_has_grown_is_told_to_carry_its_state_over(tx, what):
+    state = jax.tree.map(
+        lambda leaf: leaf[:OLD] if leaf.shape[:1] == (NEW,) else leaf,
+        tx.init(tree(0, NEW)),
+    )
+    message = rf"item has shape \(9, 3\), {what} in the state \(6, 3\): .*carry_over"
+    with pytest.raises(ValueError, match=message):
+        tx.update(tree(0, NEW), state, tree(0, NEW))
+
+
 def test_what_is_pending_is_never_lost():
     graphs = {"item": graph(OLD)}
     each, third = (OPTIMIZERS["sgd"](graphs, every=every) for every in (1, 3))
