@@ -15,8 +15,6 @@ _WHOLE_NUMBER = re.compile(r"[ \t]*(?:0|-?[1-9][0-9]{0,18})(?:\.0+)?[ \t]*")
 # How files of text write that there is no value.
 _MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "-nan", "nat", "null", "none", "nil"}
 _MISSING |= {"\\n", "undefined", "-", "?"}
-# From here on not every whole number is a float64.
-_FIRST_INEXACT = 2**53
 
 
 class Numbered(NamedTuple):
@@ -44,8 +42,8 @@ def number(column: Sequence | np.ndarray, title: str) -> Numbered:
 
     Raises:
       TypeError: an id is neither a number nor text, or some are each.
-      ValueError: a number is not whole or has more than 64 bits; a text is empty or
-        cannot be written as UTF-8.
+      ValueError: a number is not whole, has more than 64 bits, or is so large that as
+        a float it is not exact; a text is empty or cannot be written as UTF-8.
 
     Examples:
       >>> ids, codes = number(["b", "a", "b"], "user")
@@ -217,23 +215,25 @@ def is_utf8(text: str) -> bool:
 
 
 def _whole_numbers(entries: Sequence | np.ndarray, title: str) -> np.ndarray:
+    kind = None
     if isinstance(entries, np.ndarray):
         if entries.dtype.kind == "i":
             return entries.astype(np.int64)
-        entries = entries.tolist()
+        kind, entries = entries.dtype, entries.tolist()
     numbers = []
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(
             entry, int | float | np.integer | np.floating
         ):
             raise _mixed(entry, title)
-        if isinstance(entry, float | np.floating) and not (
-            entry.is_integer() and abs(entry) < _FIRST_INEXACT
-        ):
-            raise ValueError(
-                f"the {title} id {entry} is not a whole number below 2**53, and as a "
-                "float not exact: pass the ids as integers or text"
-            )
+        if isinstance(entry, float | np.floating):
+            # From here on not every whole number is a float of this type.
+            bits = np.finfo(kind or type(entry)).nmant + 1
+            if not (entry.is_integer() and abs(entry) < 2**bits):
+                raise ValueError(
+                    f"the {title} id {entry} is not a whole number below 2**{bits}, "
+                    "and as a float not exact: pass the ids as integers or text"
+                )
         if not -(2**63) <= entry < 2**63:
             raise ValueError(
                 f"the {title} id {shown(int(entry))} does not fit in 64 signed bits: "

@@ -111,7 +111,8 @@ def sortable(times: Sequence | np.ndarray) -> np.ndarray:
         return times
     if set(map(type, times)) in ({int}, {float}):
         numbers = np.asarray(times)
-        if numbers.dtype.kind in "if":
+        # Of integers beyond 64 signed bits NumPy makes floats, or objects.
+        if numbers.dtype == type(times[0]):
             return sortable(numbers)
     return ranked(list(_exact(times)))
 

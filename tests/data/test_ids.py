@@ -6,6 +6,7 @@ from sevo_jax.data import ids
 
 def numbered(column):
     found = ids.number(column, "user")
+    assert found.ids.dtype in (np.int64, object)
     return found.ids.tolist(), found.codes.tolist()
 
 
@@ -14,6 +15,10 @@ def numbered(column):
     [
         ([10, 9, 10], ([9, 10], [1, 0, 1])),
         (np.array([300, 2], np.uint16), ([2, 300], [1, 0])),
+        (np.array([300, 2], np.int16), ([2, 300], [1, 0])),
+        (list(np.array([300, 2])), ([2, 300], [1, 0])),
+        ([-(2**63), 2**63 - 1], ([-(2**63), 2**63 - 1], [0, 1])),
+        ([2.0**53 - 1, np.float32(2**24 - 1)], ([2**24 - 1, 2**53 - 1], [1, 0])),
         (["10", "9"], (["10", "9"], [0, 1])),
         (np.array(["b", "a"]), (["a", "b"], [1, 0])),
         ([123.0, 123, 7.0], ([7, 123], [1, 1, 0])),
@@ -47,7 +52,12 @@ def test_a_long_id_costs_its_own_length():
         ([1.5], ValueError, "user id 1.5 is not a whole number"),
         ([float("nan")], ValueError, "user id nan is not a whole number"),
         (np.array([1.0, 2.0**53]), ValueError, "below 2\\*\\*53"),
+        ([-(2.0**53)], ValueError, "below 2\\*\\*53"),
+        # Where two integers are one float, they would be one user.
+        (np.array([1, 2**24], np.float32), ValueError, "below 2\\*\\*24"),
+        ([np.float16(2**11)], ValueError, "below 2\\*\\*11"),
         ([2**63], ValueError, "9223372036854775808 does not fit in 64"),
+        ([-(2**63) - 1], ValueError, "-9223372036854775809 does not fit in 64"),
         (np.array([2**64 - 1], np.uint64), ValueError, "18446744073709551615 does"),
         (["a", ""], ValueError, "user id '' is empty"),
         (["\udcff"], ValueError, "cannot be written as UTF-8"),
@@ -63,6 +73,7 @@ def test_what_is_no_id(column, error, message):
     [
         (["10", "9", "-3"], [-3, 9, 10]),
         (["123.0", "123", "7.00"], [7, 123]),
+        ([f"{2**63 - 1}.0", f"{2**53 + 1}.0", "1"], [1, 2**53 + 1, 2**63 - 1]),
         ([" 1", "1", "2 "], [1, 2]),
         (["x ", "x"], ["x", "x "]),
         (["9223372036854775807", "-9223372036854775808"], [-(2**63), 2**63 - 1]),
@@ -74,6 +85,7 @@ def test_what_is_no_id(column, error, message):
         (["1_0", "10"], ["10", "1_0"]),
         (["\uff11", "1"], ["1", "\uff11"]),
         (["9223372036854775808", "1"], ["1", "9223372036854775808"]),
+        (["-9223372036854775809", "1"], ["-9223372036854775809", "1"]),
         (["9" * 5000, "1"], ["1", "9" * 5000]),
         (["1e5", "1"], ["1", "1e5"]),
     ],
@@ -85,7 +97,9 @@ def test_tokens_are_numbers_only_if_all_are_plain(tokens, expected):
 
 
 def test_marks_of_missing_ids():
-    for column in (["NA"], ["1", "NA", "nan"], ["1.0", "NULL", "NA"]):
+    others = ["N/A", "#N/A", "<NA>", "-nan", "NaT", "None", "nil"]
+    others += ["\\N", "undefined", "-", "?"]
+    for column in (["NA"], ["1", "NA", "nan"], ["1.0", "NULL", "NA"], ["1", *others]):
         marks = ids.marks_of_missing(column)
         assert marks == {each for each in column if not each[0].isdigit()}
     for column in (["NA", "x"], ["1", "NaNa"], ["1", "2"], ["NA", "007"]):

@@ -26,6 +26,8 @@ _TITLES = Positions._fields
 # A row of a log takes bytes. A file of few bytes and many rows fills the memory.
 _MOST_ROWS_A_BYTE = 100
 _ALWAYS_FIT = 2**24
+# From here on not every whole number is a float of so many bits.
+_FIRST_INEXACT = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}
 
 
 def read_parquet(source: Source, request: Request) -> InteractionLog:
@@ -173,8 +175,8 @@ def _cleaned(where: str, table: Any, faults: Faults) -> tuple[str, list[Any]]:
     compute: Any = pyarrow.compute
     columns, bad, first = [], np.zeros(table.num_rows, bool), (table.num_rows, "")
     for title, name, column in zip(_TITLES, table.column_names, table.columns):
-        column = _simple(where, title, name, column)
-        is_bad = _is_bad(title, column)
+        given, column = column.type, _simple(where, title, name, column)
+        is_bad = _is_bad(title, column, given)
         if is_bad.any():
             row = int(np.argmax(is_bad))
             first = min(first, (row, _fault(title, name, row, column[row].as_py())))
@@ -248,8 +250,8 @@ def _categories(column: Any) -> Any:
     return pyarrow.chunked_array(chunks, kind)
 
 
-def _is_bad(title: str, column: Any) -> np.ndarray:
-    """Which rows have no id or no time."""
+def _is_bad(title: str, column: Any, given: Any) -> np.ndarray:
+    """Which rows have no id or no time; `given` is the type before `_simple`."""
     import pyarrow.compute
     from pyarrow import types
 
@@ -264,8 +266,10 @@ def _is_bad(title: str, column: Any) -> np.ndarray:
             compute.is_finite(column) if types.is_floating(kind) else column.is_valid()
         )
     elif types.is_floating(kind) or types.is_decimal(kind):
-        # From here on a float64 is not exact, and a decimal does not fit in 64 bits.
-        limit = 2.0**53 if types.is_floating(kind) else Decimal(2**63)
+        limit = Decimal(2**63)  # From here on it does not fit in 64 bits.
+        if types.is_floating(kind):
+            given = given.value_type if types.is_dictionary(given) else given
+            limit = _FIRST_INEXACT[given.bit_width]
         is_small = compute.less(compute.abs(column), pyarrow.scalar(limit))
         good = compute.and_kleene(
             compute.equal(compute.floor(column), column), is_small

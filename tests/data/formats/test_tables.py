@@ -159,6 +159,8 @@ def test_without_times(read_table, as_lists, warnings_of):
         ("item", [1.0, 1.5, 2.0], "row 1 of column 'item' is 1.5, neither"),
         ("item", [1.0, 2.0**53, 2.0], "row 1 of column 'item' is 9007199254740992.0"),
         ("item", [1.0, np.inf, 2.0], "row 1 of column 'item' is inf"),
+        ("item", array([1, -(2**24), 2], pyarrow.float32()), "is -16777216.0, neither"),
+        ("item", array(np.array([1, 2**11, 2], np.float16)), "is 2048.0, neither"),
         ("item", array([1, 2**63, 2], pyarrow.uint64()), "is 9223372036854775808"),
         (
             "item",
