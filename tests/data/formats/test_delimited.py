@@ -252,6 +252,10 @@ def test_integers_beside_a_float_are_exact(file, as_lists):
         (["5", "4.5", " 4 "], [2, 1, 0]),
         (["1588291200.123456789012", "1588291200.123456789011"], [1, 0]),
         (["0.1000000000000000011", "0.1"], [1, 0]),
+        # As float64, two are one.
+        (["9588291200.000002", "9588291200.000001"], [1, 0]),
+        (["9007199254740993", "9007199254740992", "0.5"], [2, 1, 0]),
+        (["-9007199254740992", "-9007199254740993", "0.5"], [1, 0, 2]),
     ],
 )
 def test_times(file, as_lists, times, expected):
@@ -286,6 +290,7 @@ def test_other_forms_of_times_are_named(file, fails, time):
         ("x,y,2020-01-01", "the timestamp '2020-01-01' is not a number, as those"),
         ('"x"y,z,1', "',' expected after '\"'"),
         ("x\ry,z,1", ""),
+        ("x,y,1\r3,z,2", "new-line character seen in unquoted field"),
         ("\ufeff1,z,1", "a byte order mark"),
         (b"x\xff,y,1", "not UTF-8, the user"),
         (b"x,y\xff,1", "not UTF-8, the item"),

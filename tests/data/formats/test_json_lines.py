@@ -86,11 +86,11 @@ def test_ids_are_kept_as_they_are(file, ids, expected):
     assert read(file("a.json", text)).item_ids.tolist() == expected
 
 
-def test_times_are_exact(file, as_lists):
-    base = 1_400_000_000_000_000_000
-    text = lines(*({"user": 1, "item": i, "ts": base - i} for i in range(5)))
-    text = text.replace(f"{base - 2}", f"{base - 2}.0")
-    assert as_lists(read(file("a.json", text))) == {1: [4, 3, 2, 1, 0]}
+def test_ids_and_times_are_exact(file, as_lists):
+    numbers = [1_400_000_000_000_000_000 - i for i in range(5)]
+    text = lines(*({"user": 1, "item": n, "ts": n} for n in numbers))
+    text = text.replace(f"{numbers[2]}", f"{numbers[2]}.0")
+    assert as_lists(read(file("a.json", text))) == {1: numbers[::-1]}
 
 
 def test_without_times(file, as_lists, warnings_of):
@@ -165,7 +165,9 @@ def test_bad_lines(file, as_lists, fails, warnings_of, line, message):
         ('[\n{"user": 1, "item": 2}\n]\n', "and jq -c '.[]' of a list"),
         ('{\n"user": 1,\n"item": 2\n}\n', "as jq -c . makes of objects"),
         (lines({"user": {"id": 1}, "item": 2}), "{'id': 1}, neither text nor"),
-        (lines({"user": 1, "item": 2**64}), "neither text nor a whole number of 64"),
+        (lines({"user": 1, "item": 2**63}), "neither text nor a whole number of 64"),
+        (lines({"user": 1, "item": -(2**63) - 1}), "nor a whole number of 64 bits"),
+        ('{"user": 1, "item": 1e999999}', "'item' is inf, neither text nor"),
         (lines({"user": 1, "item": 1.5}), "1.5"),
     ],
 )
@@ -195,9 +197,26 @@ def test_fields_that_the_first_objects_lack(file, as_lists, fails, warnings_of):
     bare = {"user_id": "A", "asin": "C"}
     visit = {"asin": "C", "timestamp": None}
     later = lines({**GOOD, "timestamp": 9}, {**GOOD, "asin": "D", "timestamp": 2})
-    path = file("a.json", lines(bare, visit) + later)
+    path = file("a.json", lines(bare, bare, visit) + later)
     fails(lambda: read(path), "a.json:1: ", "the field 'timestamp' is missing")
     logs = []
     (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
     assert as_lists(logs[0]) == {"A": ["D", "B"]}
-    assert "skipped 2 " in said and "a.json:1: " in said
+    assert "skipped 3 " in said and "a.json:1: " in said
+
+
+@pytest.mark.parametrize("parser", ["quick"], indirect=True)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_what_is_usual_is_read_quickly(file, as_lists, monkeypatch, end):
+    monkeypatch.setattr(json_lines, "_scan", mock.Mock(side_effect=AssertionError))
+    text = lines(GOOD, {**GOOD, "asin": "C", "timestamp": 0}).rstrip() + end
+    assert as_lists(read(file("a.json", text))) == {"A": ["C", "B"]}
+
+
+def test_objects_that_are_not_one_a_line(file, fails):
+    """Without a blank line, so that Arrow might take them."""
+    one = lines(GOOD).rstrip()
+    path = file("a.json", f"{one}\n{one}{one}\n{one}\n")
+    fails(lambda: read(path), "a.json:2: not JSON")
+    path = file("a.json", one + "\n" + one.replace(", ", ",\n") + "\n")
+    fails(lambda: read(path), "a.json:2: not JSON")
