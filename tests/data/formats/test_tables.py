@@ -155,6 +155,7 @@ def test_without_times(read_table, as_lists, warnings_of):
     [
         ("user", [1, None, 2], "row 1 of column 'user' is empty"),
         ("item", ["a", "", "b"], "row 1 of column 'item' is empty"),
+        ("item", ["a", None, "b"], "row 1 of column 'item' is empty"),
         ("item", [1.0, np.nan, 2.0], "row 1 of column 'item' is nan"),
         ("item", [1.0, 1.5, 2.0], "row 1 of column 'item' is 1.5, neither"),
         ("item", [1.0, 2.0**53, 2.0], "row 1 of column 'item' is 9007199254740992.0"),
