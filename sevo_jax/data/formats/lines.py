@@ -39,7 +39,10 @@ class Row(NamedTuple):
 def normalised(data: bytes, delimiter: str) -> bytes:
     """The lines with one character between fields, `character(delimiter)`."""
     if delimiter == " ":
-        return b"\n".join(b" ".join(line.split()) for line in data.split(b"\n"))
+        lines = data.replace(b"\t", b" ").split(b"\n")
+        # split() alone would take a carriage return inside a line for a blank.
+        fields = (filter(None, line.removesuffix(b"\r").split(b" ")) for line in lines)
+        return b"\n".join(map(b" ".join, fields))
     if character(delimiter) != delimiter:
         return data.replace(delimiter.encode(), UNIT_SEPARATOR.encode())
     return data

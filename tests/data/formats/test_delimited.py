@@ -430,6 +430,11 @@ def test_bytes_in_columns_that_are_not_read(file, as_lists):
     assert as_lists(read(file("log.csv", text.encode("latin-1")))) == TIMED
 
 
+def test_a_return_is_no_blank(file, fails):
+    path = file("log.csv", "user item\r\n1 \t10 \r\n2\r20\r\n")
+    fails(lambda: read(path), "log.csv:3: new-line character seen in unquoted field")
+
+
 def test_line_ends_of_old_macs(file, as_lists):
     path = file("log.csv", "user,item,time\r1,b,20\r2,c,5\r1,a,10\r")
     assert as_lists(read(path)) == TIMED
