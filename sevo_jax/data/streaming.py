@@ -282,7 +282,13 @@ def _numbers(path: Path, array: Any, row: int, item_ids: np.ndarray) -> np.ndarr
             f"{path}: the items are {array.type}, those of item_ids {known.type}: find "
             "them in the same files"
         )
-    known = known.cast(array.type)
+    try:
+        known = known.cast(array.type)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: not all of item_ids are {array.type}, as the items are: find "
+            "them in the same files"
+        ) from error
     numbers = compute.index_in(array, value_set=known)
     if numbers.null_count:
         at = numbers.is_null().index(True).as_py()

@@ -79,10 +79,12 @@ def test_memory_is_that_of_a_row_group(tmp_path):
     [
         [1, 2, 1, 1, 3],
         [0.5, 2.0, -1.0, -1.0, 0.0],
+        np.array([1, 2, 1, 1, 3], np.float32),
         np.array([1, 2, 1, 1, 3], "datetime64[s]"),
+        np.array([1, 2, 1, 1, 3], "datetime64[D]"),
         None,
     ],
-    ids=["integers", "floats", "dates", "none"],
+    ids=["integers", "floats", "float32", "moments", "dates", "none"],
 )
 def test_kinds_of_columns(tmp_path, times):
     users = pyarrow.array(["al", "al", "bo", "bo", "bo"]).dictionary_encode()
@@ -243,6 +245,26 @@ def test_damaged_files(tmp_path):
     assert refused > 75
 
 
+def test_rows_that_are_not_there(tmp_path):
+    path = write(tmp_path / "log.parquet", [1] * 77, [0] * 77)
+    # The number of rows in the footer, before the list of row groups.
+    whole, number = path.read_bytes(), b"\x16\x9a\x01\x19"
+    assert whole.count(number) == 1
+    path.write_bytes(whole.replace(number, b"\x16\x9c\x01\x19"))
+    with pytest.raises(ValueError, match="log.parquet: .* has 77 rows and should have"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("title", ["user", "item"])
+def test_text_that_is_no_utf8(tmp_path, title):
+    columns = {"user": ["a"], "item": ["b"]}
+    columns[title] = pyarrow.array([b"\xff"]).view(pyarrow.string())
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ValueError, match="log.parquet: .* damaged .*UTF8"):
+        list(stream(path, 1, item_ids=read_item_ids(path)))
+
+
 def test_what_is_no_parquet_file(tmp_path):
     path = tmp_path / "log.parquet"
     with pytest.raises(FileNotFoundError):
@@ -267,6 +289,12 @@ def test_items_and_ids_of_another_kind(tmp_path):
     ids = np.array(["4", "5"], object)
     with pytest.raises(ValueError, match="log.parquet: the items are int64, those"):
         list(stream(path, 2, item_ids=ids))
+    write(path, [1, 1], pyarrow.array([5, 4], pyarrow.int8()))
+    assert rows_of(path, item_ids=np.array([4, 5])) == [[1, 0]]
+    with pytest.raises(ValueError, match="row 1 holds item 4, .* among the 1 of item"):
+        rows_of(path, item_ids=np.array([5]))
+    with pytest.raises(ValueError, match="log.parquet: not all of item_ids are int8"):
+        rows_of(path, item_ids=np.array([4, 5, 300]))
 
 
 def test_the_number_of_a_column_may_be_its_name(tmp_path):
