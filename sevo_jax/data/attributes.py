@@ -120,7 +120,7 @@ def _read_json(source: Source) -> _Pairs:
         )
     for item, attributes in table:
         if not isinstance(attributes, list) or not all(
-            isinstance(each, str | int) for each in attributes
+            type(each) in (str, int) for each in attributes
         ):
             raise ValueError(
                 f"{source.where}: the attributes of {shown(item)} are "

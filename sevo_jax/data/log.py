@@ -82,8 +82,9 @@ class InteractionLog:
 
         Raises:
           TypeError: ids are neither numbers nor text, or timestamps no times.
-          ValueError: the columns differ in length or are empty, an id is empty or not
-            a whole number of 64 bits, or a timestamp is not finite.
+          ValueError: the columns differ in length, are empty or have several
+            dimensions, an id is empty or not a whole number of 64 bits, or a timestamp
+            is not finite.
 
         Example:
           >>> from sevo_jax.data import InteractionLog
@@ -97,6 +98,12 @@ class InteractionLog:
         columns = {"users": users, "items": items}
         if timestamps is not None:
             columns["timestamps"] = timestamps
+        for title, column in columns.items():
+            if (ndim := getattr(column, "ndim", 1)) != 1:
+                raise ValueError(
+                    f"the {title} of {name!r} have {ndim} dimensions: pass one "
+                    "column, with an entry for each interaction"
+                )
         sizes = {title: len(column) for title, column in columns.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the columns of {name!r} differ in length: {sizes}")

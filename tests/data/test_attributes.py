@@ -80,12 +80,12 @@ def test_numbers_are_the_log_s(tmp_path, numbered):
 
 
 def test_items_that_the_log_lacks_are_counted_and_named(tmp_path, log, caplog):
-    path = write(tmp_path / "a.csv", "i1,a\nzz,a\ni2,a\nyy,a\nyy,b\n")
+    path = write(tmp_path / "a.csv", "i1,a\nzz,a\ni2,a\nyy,a\nyy,b\nitem,a\n")
     assert read_attributes(path, log) == {0: ["a"], 1: ["a"]}
     (record,) = caplog.records
     message = record.getMessage()
-    assert f"{path}: 2 of 4 items are not in the log 'tiny'" in message
-    assert "'yy', 'zz'" in message
+    assert f"{path}: 3 of 5 items are not in the log 'tiny'" in message
+    assert "'item', 'yy', 'zz'" in message
 
 
 def test_a_file_without_an_item_of_the_log_is_refused(tmp_path, log):
@@ -110,8 +110,11 @@ def test_a_file_without_an_item_of_the_log_is_refused(tmp_path, log):
         ("a.tsv", "i1,a\n", "'i1,a' is not an item .* separated by '.t'"),
         ("a.json", '{"i1": "a"}', "attributes of 'i1' are 'a', not a list"),
         ("a.json", '{"i1": [["a"]]}', "attributes of 'i1' are .* not a list"),
+        ("a.json", '{"i1": [1.5]}', "attributes of 'i1' are .* whole numbers"),
+        ("a.json", '{"i1": [true]}', "attributes of 'i1' are .* whole numbers"),
         ("a.json", '["a"]', "one object"),
         ("a.json", '{"i1": [', "not JSON"),
+        ("a.json", "[" * 10**5, "not JSON"),
         ("a.json", "{}", "no item has an attribute"),
         ("a.parquet", "no", "a.parquet: not a Parquet file"),
         ("a.xlsx", "no", "from .csv, .tsv, .parquet, .json, not from .xlsx"),
@@ -123,12 +126,18 @@ def test_what_is_wrong_is_named(tmp_path, log, name, content, message):
         read_attributes(write(tmp_path / name, content), log)
 
 
+NO_UTF8 = pyarrow.array([b"\xff"]).view(pyarrow.string())
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"item": ["i1"], "genre": ["a"], "x": ["b"]}, "there must be two"),
+        ({"item": NO_UTF8[:0], "genre": NO_UTF8[:0]}, "there are no rows"),
         ({"item": ["i1", None], "genre": ["a", "b"]}, "entries are missing"),
         ({"item": [1.5], "genre": ["a"]}, "not a whole number"),
+        ({"item": NO_UTF8, "genre": ["a"]}, "a damaged one .*UTF8"),
+        ({"item": ["i1"], "genre": NO_UTF8}, "a damaged one .*UTF8"),
         ({"item": ["i1"], "genre": [["a", "b"]]}, "holds 'list.*a row for each pair"),
     ],
 )

@@ -94,6 +94,8 @@ def test_columns_must_match():
         InteractionLog.from_columns([1, 2], [1], name="short")
     with pytest.raises(ValueError, match="'none' has no interactions"):
         InteractionLog.from_columns([], [], name="none")
+    with pytest.raises(ValueError, match="items of 'table' have 2 dimensions"):
+        InteractionLog.from_columns([1, 2], np.ones((2, 1), int), name="table")
 
 
 def test_timestamps_must_be_finite_numbers():
