@@ -77,6 +77,7 @@ def test_commas_between_ids(file, fails, text):
 def test_text_beside_numbers_is_no_header(file, as_lists):
     path = file("log.txt", "ann tea jam\nbob 7\n")
     assert as_lists(read(path)) == {"ann": ["tea", "jam"], "bob": ["7"]}
+    assert as_lists(read(file("log.txt", "ann tea jam\n"))) == {"ann": ["tea", "jam"]}
 
 
 @pytest.mark.parametrize(
@@ -91,12 +92,14 @@ def test_text_beside_numbers_is_no_header(file, as_lists):
         ("5,6,7", "user 5,6,7 has no items after blanks or tabs; in a table, give"),
         ("5 6\r7 8", "a carriage return or form feed inside the line"),
         ("5 6\v7 8", "a carriage return or form feed inside the line"),
+        ("5 6\f7 8", "a carriage return or form feed inside the line"),
         ("\ufeff5 6", "a byte order mark"),
         (b"5 \xff", "not UTF-8"),
         (b"\xff 5", "not UTF-8"),
         ("x" * 10**6, "has no items"),
         ("NULL 7", "an id is missing, NULL"),
         ("5 2 NA", "an id is missing, NA"),
+        ("5 NA", "an id is missing, NA"),
     ],
 )
 def test_bad_lines(file, as_lists, fails, warnings_of, line, message):
@@ -122,6 +125,9 @@ def test_a_line_ends_in_one_way_or_another(file, as_lists):
     for end in ("\n", "\r\n", "\r"):
         path = file("log.txt", end.join(["1 2 3", "", "4 5"]))
         assert as_lists(read(path)) == {1: [2, 3], 4: [5]}
+    # A return inside one line is no fault of the others.
+    path = file("log.txt", "1 2\r\n3 4\r5 6\r\n7 8\r\n")
+    assert as_lists(read(path, skip_bad=True)) == {1: [2], 7: [8]}
 
 
 @pytest.mark.parametrize("awkward", ["a\0", "\0", "\xa0", "a\u2028b", "\x85", "\x1c"])
