@@ -13,9 +13,11 @@ from flax import nnx
 from sevo_jax import testing
 from sevo_jax.data import leave_one_out, planted
 from sevo_jax.models import MODELS
-from sevo_jax.training.epoch import split_model
+from sevo_jax.training.epoch import split_model, with_parts
 
-SMALL = {"max_len": 8, "width": 8, "hidden_width": 8}
+# Little to compile, and every place of dropout.
+CONFIG = {"max_len": 8, "width": 8, "hidden_width": 8}
+CONFIG |= {"attention_dropout": 0.5, "propagate_mean": True}
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,28 @@ def split():
 def trainer(request, split):
     config = MODELS[request.param].Config()
     fields = {field.name for field in dataclasses.fields(config)}
-    small = {name: size for name, size in SMALL.items() if name in fields}
+    changes = {name: value for name, value in CONFIG.items() if name in fields}
     return testing.make_trainer(
-        request.param, split, dataclasses.replace(config, **small)
+        request.param, split, dataclasses.replace(config, **changes)
     )
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_every_recommender_keeps_the_contract(check, trainer):
     check(trainer)
+
+
+def test_no_key_of_a_step_is_used_twice(trainer):
+    """Layers that share one drop the same entries."""
+    graphdef, state = nnx.split(trainer.new_model(0))
+    batch = jax.tree.map(lambda field: field[0], trainer.epochs(0)[0])
+
+    def loss(key):
+        fresh = jax.tree.map(lambda leaf: leaf, state)
+        return with_parts(nnx.merge(graphdef, fresh).loss(batch, rng=key))
+
+    with jax.debug_key_reuse(True):
+        jax.jit(loss).lower(jax.random.key(0))
 
 
 # Each breaks one promise, and is caught by the check of it.
