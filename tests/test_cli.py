@@ -427,7 +427,8 @@ def test_resume_refuses_another_recipe(compared, path, capsys):
         ("--model sasrek", ["'sasrek'", "did you mean sasrec"]),
         ("--data nowhere.txt", ["nowhere.txt: No such file"]),
         ("--format csv", ["add --data"]),
-        ("--seeds 0 -1", ["seed -1 is negative"]),
+        ("--seeds 0 -1", ["seed is -1"]),
+        ("--seeds 0 4294967296", ["seed is 4294967296", "0 to 4294967295"]),
     ],
 )
 def test_compare_refuses_before_it_writes(args, parts, tmp_path, monkeypatch, capsys):
@@ -676,6 +677,19 @@ def test_graph_describes_and_saves(path, tmp_path, capsys):
         assert dense[nodes[first], nodes[second]] == float(weight)
 
 
+def test_graph_of_users_and_items_leaves_the_padding_between_them_out(path, capsys):
+    args = ["graph", "--data", f"{path}", "--kind", "user-item", "--pairs", "1"]
+    assert main([*args, "--item-offset", "0"]) == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert main([*args, "--item-offset", "1"]) == 0
+    padded = capsys.readouterr().out.splitlines()
+    num_users = read(path).num_users
+    assert f"({num_users} users, 0 in front of the items)" in plain[1]
+    assert f"({num_users} users, 1 in front of the items)" in padded[1]
+    assert padded[2:] == plain[2:]
+    assert plain[-2].split() == ["user", "item", "weight"]
+
+
 def test_graph_loads_with_and_without_ids(path, tmp_path, capsys):
     file = tmp_path / "items.npz"
     build = ["graph", "--data", f"{path}", "--item-offset", "0", "--pairs", "3"]
@@ -736,6 +750,15 @@ def test_data_converts_and_back(name, path, tmp_path, capsys):
     assert sorted(back.read_text().splitlines()) == sorted(
         path.read_text().splitlines()
     )
+
+
+def test_data_does_not_replace_the_log_that_it_reads(tmp_path, capsys):
+    table = tmp_path / "log.csv"
+    table.write_text("user,item,time,stars\na,x,100,5\n")
+    (tmp_path / "same.csv").symlink_to(table)
+    for output in (table, tmp_path / "same.csv"):
+        _fails(capsys, ["data", "--data", table, "--output", output], "the log itself")
+    assert "stars" in table.read_text()
 
 
 def test_data_filters_and_takes_named_columns(tmp_path, capsys):

@@ -85,10 +85,21 @@ def data(args: Sequence[str]) -> None:
     options = parse(Data, "data", args)
     if options.output is not None:
         check_written(options.output)
+        _check_other(options.output, options.data.data)
     log = options.data.load()
     if options.output is not None:
         write(log, options.output)
     print(_describe(log))
+
+
+def _check_other(output: Path, data: str | None) -> None:
+    """Refuses to write a log to the file that it is read from."""
+    if data is not None and output.exists() and Path(data).exists():
+        if output.samefile(data):
+            raise ValueError(
+                f"--output is {output}, the log itself, whose times and other columns "
+                "would be lost: choose another file"
+            )
 
 
 def _describe(log: InteractionLog) -> str:

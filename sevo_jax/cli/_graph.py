@@ -118,8 +118,10 @@ def graph(args: Sequence[str]) -> None:
     found = _obtain(options)
     matrix = operators.to_scipy(found.adjacency)
     print(found.title)
-    print(_describe(matrix, options.item_offset))
-    print(_heaviest(matrix, found.names(options.item_offset), options.pairs))
+    num_users = len(found.users or ())
+    print(_describe(matrix, num_users, options.item_offset))
+    names = found.names(options.item_offset)
+    print(_heaviest(matrix, names, num_users, options.pairs))
     if options.output is not None:
         graphs.save(
             options.output, found.adjacency, items=found.items, users=found.users
@@ -242,19 +244,23 @@ def _texts(ids: np.ndarray) -> list[str]:
     return [str(name) for name in ids.tolist()]
 
 
-def _describe(matrix: scipy.sparse.csr_array, item_offset: int) -> str:
-    """Counts and quantiles, of the nodes behind the first `item_offset`."""
+def _describe(matrix: scipy.sparse.csr_array, num_users: int, item_offset: int) -> str:
+    """Counts and quantiles, of all nodes but the `item_offset` before the items."""
     loops = np.count_nonzero(matrix.diagonal())
     upper = scipy.sparse.triu(matrix, k=1)
-    neighbours = np.diff(matrix.indptr)[item_offset:]
-    degrees = np.asarray(matrix.sum(axis=1))[item_offset:]
-    num_nodes, isolated = len(matrix.indptr) - 1, np.count_nonzero(neighbours == 0)
+    num_nodes = len(matrix.indptr) - 1
+    counted = np.r_[:num_users, num_users + item_offset : num_nodes]
+    neighbours = np.diff(matrix.indptr)[counted]
+    degrees = np.asarray(matrix.sum(axis=1))[counted]
+    isolated = np.count_nonzero(neighbours == 0)
+    users = f"{num_users:,} users, " if num_users else ""
+    kinds = "users and items" if num_users else "items"
     heading = f"{'':<14}" + "".join(f"{name:>10}" for name in _QUANTILES) + "      mean"
     return "\n".join(
         [
-            f"nodes         {num_nodes:,} ({item_offset} in front of the items)",
+            f"nodes         {num_nodes:,} ({users}{item_offset} in front of the items)",
             f"edges         {upper.nnz:,} undirected, {loops:,} self-loops",
-            f"isolated      {isolated:,} items ({isolated / len(neighbours):.2%})",
+            f"isolated      {isolated:,} {kinds} ({isolated / len(neighbours):.2%})",
             "",
             heading,
             _quantile_row("neighbours", neighbours),
@@ -271,12 +277,14 @@ def _quantile_row(label: str, values: np.ndarray) -> str:
     return f"{label:<14}" + "".join(f"{cell:>10.4g}" for cell in cells)
 
 
-def _heaviest(matrix: scipy.sparse.csr_array, names: Sequence[str], count: int) -> str:
+def _heaviest(
+    matrix: scipy.sparse.csr_array, names: Sequence[str], num_users: int, count: int
+) -> str:
     """The `count` pairs of largest weight, equal weights by node."""
     upper: Any = scipy.sparse.coo_array(scipy.sparse.triu(matrix))
     first, second, weight = upper.row, upper.col, upper.data
     order = np.lexsort((second, first, -weight))[: max(count, 0)]
-    rows = [("item", "item", "weight")]
+    rows = [("user" if num_users else "item", "item", "weight")]
     for edge in order.tolist():
         pair = names[int(first[edge])], names[int(second[edge])]
         rows.append((*pair, f"{weight[edge]:.6g}"))

@@ -200,9 +200,10 @@ def as_options(recipe: Recipe, optimizer: type[OptimizerConfig]) -> dict[str, An
 
 
 def check_seeds(*seeds: int) -> None:
-    """Refuses seeds that no generator takes, before anything is written."""
-    if min(seeds) < 0:
-        raise ValueError(f"the seed {min(seeds)} is negative: choose 0 or more")
+    """Refuses seeds that `Trainer.run` does not take, before anything is written."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"the seed is {seed}: choose 0 to {2**32 - 1}")
 
 
 def check_output(output: Path, resume: bool) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from sevo_jax.data.split import LeaveOneOut
+from sevo_jax.samples import Epochs
 from sevo_jax.training.checkpoint import CheckpointError
 from sevo_jax.training.epoch import TrainState
 from sevo_jax.training.folder import RunFolder
@@ -143,6 +144,7 @@ class Run:
       identity: what determines its numbers, as JSON values.
       machine: what they depend on in their rounding.
       protocol: how it is measured, in words.
+      epochs: what it trains on.
       state: what an epoch changes.
       best: the best parameters so far.
       rows: over how many devices the rows of its tables are split.
@@ -154,6 +156,7 @@ class Run:
     identity: dict[str, Any]
     machine: dict[str, Any]
     protocol: str
+    epochs: Epochs
     state: TrainState
     best: nnx.State
     rows: int

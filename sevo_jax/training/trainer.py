@@ -184,12 +184,15 @@ class Trainer(Assembly):
                 "resume": resume,
             }
         )
+        # Data that give no samples are refused before the folder is made.
+        epochs = self.epochs(seed)
         state = self.start(seed)
         run = Run(
             seed,
             identity,
             machine(self.mesh),
             self.protocol,
+            epochs,
             state,
             best=self.ranking_state(state),
             rows=self.rows.parts,
@@ -226,10 +229,9 @@ class Trainer(Assembly):
     def _loop(self, runs: Sequence[Run], stop: int) -> None:
         """Trains runs that are at the same epoch up to the epoch `stop`."""
         recipe = self.recipe
-        epochs = [self.epochs(run.seed) for run in runs]
 
         def draw(epoch):
-            drawn = same_shapes([each[epoch] for each in epochs])
+            drawn = same_shapes([run.epochs[epoch] for run in runs])
             return [split_batches(self.mesh, batches) for batches in drawn]
 
         start = max(run.progress.epoch for run in runs)

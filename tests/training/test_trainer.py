@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import sevo_jax as sevo
+from sevo_jax.data import InteractionLog, leave_one_out
 from sevo_jax.evaluation import METRICS, EvaluationConfig, evaluate
 from sevo_jax.samples import ahead
 from sevo_jax.training import (
@@ -227,6 +228,16 @@ def test_a_run_that_diverges_says_where(other_trainer, tmp_path):
     # Nothing that is not finite has reached the disk.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["evaluation"]
+
+
+def test_data_that_give_no_samples_leave_no_folder(tiny_recipe, tmp_path):
+    # Before the last two every user has had every item.
+    users, items = np.repeat(np.arange(3), 7), np.tile([0, 1, 2, 3, 4, 0, 1], 3)
+    log = InteractionLog.from_columns(users, items, name="full")
+    trainer = Trainer(tiny_recipe, leave_one_out(log))
+    with pytest.raises(ValueError, match="no negative can be drawn"):
+        trainer.run(output=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_result_is_json_and_in_the_directory(finished, tiny_recipe):
