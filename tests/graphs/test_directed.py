@@ -81,6 +81,9 @@ REDUCIBLE = {
     "one way": np.triu(np.ones((5, 5)), 1),
     "no way on": np.array([[0.0, 1.0], [0.0, 0.0]]),
     "two parts": np.kron(np.eye(2), ring(3)),
+    # Of which the walk takes long to find how often it comes to each.
+    "two parts, hardly linked": np.kron(np.eye(2), np.ones((3, 3)))
+    + 0.01 * np.eye(6, k=5),
     "with isolated nodes": directed(3, 9, density=0.3, isolated=(0, 8)),
 }
 
