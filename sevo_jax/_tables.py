@@ -74,9 +74,17 @@ class Table:
             (*shape[:-2], shape[-3 - axis])
             for shape, axis in zip(shapes, self.row_axes, strict=True)
         }
+        sizes = tuple(
+            shape[axis] for shape, axis in zip(shapes, self.row_axes, strict=True)
+        )
         if rows == graph.num_nodes and len(others) == 1:
-            return
-        if rows == graph.num_nodes:
+            if graph.leaves in (None, sizes):
+                return
+            remedy = (
+                f"shard_rows split it for leaves of {graph.leaves} rows, but here "
+                f"they have {sizes}: give it leaves= in the order of the names"
+            )
+        elif rows == graph.num_nodes:
             remedy = (
                 "the leaves of a joint table need one width, and stacks of tables one "
                 "length"

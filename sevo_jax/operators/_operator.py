@@ -38,11 +38,16 @@ class GraphOperator(abc.ABC):
       kernel may change from one version of JAX to another: pass it ``disabled_checks=
       [jax.export.DisabledSafetyCheck.custom_call("cpu_csr_sparse_dense_ffi")]``, and
       run the exported program with the version of JAX that exported it. For other
-      platforms there is nothing to pass.
+      platforms there is nothing to pass. To serialize an exported update, export a
+      function of the flat list of its arguments' leaves: JAX serializes no classes that
+      are not registered with it, and states (Optax's too) and operators are not.
     """
 
     num_nodes: int
     """Number of rows and columns."""
+
+    leaves: tuple[int, ...] | None = None
+    """Number of rows of each leaf, where a joint table is dealt out in blocks."""
 
     @property
     def num_blocks(self) -> int:

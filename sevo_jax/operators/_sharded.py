@@ -36,7 +36,7 @@ from sevo_jax.operators._operator import GraphOperator
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weights", "columns", "row_starts", "rows", "sends"],
-    meta_fields=["num_nodes", "sharding", "dealt"],
+    meta_fields=["num_nodes", "sharding", "leaves"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedGraphOperator(GraphOperator):
@@ -55,7 +55,8 @@ class ShardedGraphOperator(GraphOperator):
         ``[blocks, blocks, width]``.
       num_nodes: number of rows and columns; static.
       sharding: of the tables ``[num_nodes, d]``; static.
-      dealt: whether each block holds rows of every leaf of a joint table; static.
+      leaves: the number of rows of each leaf of a joint table, filling included, if
+        each block holds its part of every leaf; else None. Static.
     """
 
     weights: Float[Array, "p e"]
@@ -65,11 +66,11 @@ class ShardedGraphOperator(GraphOperator):
     sends: Int[Array, "p p w"]
     num_nodes: int
     sharding: NamedSharding
-    dealt: bool = False
+    leaves: tuple[int, ...] | None = None
 
     @property
     def num_blocks(self) -> int:
-        return len(self.sends) if self.dealt else 1
+        return len(self.sends) if self.leaves else 1
 
     @property
     def num_entries(self) -> int:
@@ -165,8 +166,10 @@ def shard_rows(
         Each device then holds its part of each of them, and nothing is moved to put
         them together. Leaves that do not divide evenly among the devices are to be
         filled up with rows of zeros at their end until they do; the operator has
-        nodes without neighbours there. Without it, the leaves of a joint table are
-        gathered on every device.
+        nodes without neighbours there. Its nodes are in the order of the devices, not
+        in that of the graph: it is for optimizers, which know both, and not for
+        :mod:`sevo_jax.smoothing` or ``op @ x``. Without it, the leaves of a joint
+        table are gathered on every device.
 
     Returns:
       The operator. Pass it through :func:`jax.jit` as an argument, as one that spans
@@ -215,17 +218,19 @@ def shard_rows(
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     num_blocks = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
     by_block = NamedSharding(sharding.mesh, PartitionSpec(spec[0]))
+    filled = None
     if leaves is not None:
         if isinstance(graph, RowParts):
             raise TypeError(
                 "leaves are of a graph in memory: load it, or leave them out"
             )
         graph = _dealt(graph, leaves, num_blocks)
+        filled = tuple(-(-rows // num_blocks) * num_blocks for rows in leaves)
     return ShardedGraphOperator(
         **split_rows(graph, by_block, num_blocks),
         num_nodes=graph.num_nodes,
         sharding=sharding,
-        dealt=leaves is not None,
+        leaves=filled,
     )
 
 

@@ -539,6 +539,11 @@ def test_leaves_of_a_joint_table_are_smoothed_where_they_are(placed):
         )
         assert not np.any(np.asarray(smoothed[name])[size:])
     assert "all-gather" not in {kind for _, kind in collectives(update, updates, op)}
+    # Of the same nodes, but of other leaves.
+    whole: Any = {"table": np.concatenate(filled)}
+    for other, tree in (({key[::-1]: op}, updates), ({"table": op}, whole)):
+        with pytest.raises(ValueError, match=r"split it for leaves of .*leaves="):
+            sevo.scale_by_sevo(other).init(tree)
 
 
 def test_leaves_must_add_up_to_the_graph(dense, mesh):
