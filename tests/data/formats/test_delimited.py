@@ -365,6 +365,8 @@ def test_quotes_as_people_type_them(file, as_lists, fails, cut):
 def test_files_that_were_joined(file, as_lists, fails, warnings_of):
     path = file("log.csv", "user,item\n1,b\nuser,item\n2,c\nuser,jam\n")
     fails(lambda: read(path), "log.csv:3: the header again, ['user', 'item']")
+    again = file("again.csv", "user,item\nuser,item\n1,b\n")
+    fails(lambda: read(again), "again.csv:2: the header again")
     logs = []
     (said,) = warnings_of(lambda: logs.append(read(path, skip_bad=True)))
     assert as_lists(logs[0]) == {"1": ["b"], "2": ["c"], "user": ["jam"]}

@@ -45,6 +45,7 @@ def test_a_table_by_its_columns(file, as_lists, fails):
         "remap_id org_id\n0 A2YK\n1 AAP7\n",
         "buyer thing\n1 10\n2 20\n",
         "buyer thing when\n1 10 5\n2 20 6\n",
+        "buyer thing when\nann 10 5\nbob 20 6\n",
         "buyer things\n1 10 2 30\n2 20\n",
     ],
 )
