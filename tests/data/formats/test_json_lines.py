@@ -213,8 +213,9 @@ def test_what_is_usual_is_read_quickly(file, as_lists, monkeypatch, end):
     assert as_lists(read(file("a.json", text))) == {"A": ["C", "B"]}
 
 
-def test_objects_that_are_not_one_a_line(file, fails):
-    """Without a blank line, so that Arrow might take them."""
+def test_objects_that_are_not_one_a_line(file, fails, monkeypatch):
+    """Behind the first ones, which tell the fields, and so that Arrow takes them."""
+    monkeypatch.setattr(json_lines, "_FIRST_OBJECTS", 0)
     one = lines(GOOD).rstrip()
     path = file("a.json", f"{one}\n{one}{one}\n{one}\n")
     fails(lambda: read(path), "a.json:2: not JSON")
