@@ -1,10 +1,13 @@
 import errno
 import io
 import json
+import os
 import sys
 import threading
 
+import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from sevo_jax.training import RunFolder, run_log
 from sevo_jax.training.run import Progress
@@ -103,14 +106,50 @@ def test_resuming_writes_all_lines_up_to_the_checkpoint(tmp_path, damage):
     assert path.read_text() == whole
 
 
+def events(folder):
+    """What TensorBoard is told: `(step, tag, value)`, and where a run starts."""
+    told = []
+    for path in sorted((folder / "tensorboard").iterdir(), key=os.path.getmtime):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            # A record stands between its length and that of its checksums.
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])  # pyright: ignore
+            if event.session_log.status == event_pb2.SessionLog.START:  # pyright: ignore
+                told.append((event.step, "start"))
+            told += [(event.step, x.tag, x.simple_value) for x in event.summary.value]
+            at += size + 16
+    return told
+
+
 def test_tensorboard_gets_every_scalar(tmp_path):
     with open_log(tmp_path) as log:
-        tell(log, 0, 2)
-        log.evaluation(evaluation(3, smoothness=None, relative_smoothness=None))
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    written = events.read_bytes()
-    for tag in ("train/loss", "train/seconds", "valid/NDCG_10", "relative_smoothness"):
-        assert tag.encode() in written
+        log.evaluation(evaluation(0))
+        log.train(0, loss=1.5, seconds=0.25, parts={"bce": 0.75})
+        log.evaluation(evaluation(1, smoothness=None, relative_smoothness=None))
+    valid = [
+        (f"valid/{name.replace('@', '_')}", float(np.float32(value)))
+        for name, value in METRICS.items()
+    ]
+    assert events(tmp_path) == [
+        (0, "start"),
+        *((0, *each) for each in valid),
+        (0, "smoothness", 2.0),
+        (0, "relative_smoothness", 0.5),
+        (0, "train/loss", 1.5),
+        (0, "train/bce", 0.75),
+        (0, "train/seconds", 0.25),
+        *((1, *each) for each in valid),
+    ]
+
+
+def test_tensorboard_drops_what_a_resumed_run_repeats(tmp_path):
+    with open_log(tmp_path, start=2) as log:
+        log.train(2, loss=1.5, seconds=0.25, parts={})
+    start, *others = events(tmp_path)
+    assert start == (2, "start"), "all from this epoch on is dropped"
+    # So the evaluation of the checkpoint is written anew.
+    assert others[0][:2] == (2, "valid/HR_1") and others[-1][1] == "train/seconds"
 
 
 def test_a_full_disk_is_told_at_once(tmp_path, monkeypatch):

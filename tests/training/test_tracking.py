@@ -45,10 +45,11 @@ def test_weights_and_biases(names, monkeypatch):
     assert config["model"] == "mf-bpr"
     first, second, last = logged
     assert (first["epoch"], second["epoch"], last["epoch"]) == (0, 0, 1)
-    assert "train/loss" in second
-    history = names["result"].history
-    assert last["evaluation/NDCG_10"] == history[-1]["valid"]["NDCG@10"]
-    assert summary == {f"test/{k}": v for k, v in names["result"].test.items()}
+    result = names["result"]
+    assert second["train/loss"] == result.losses[0]
+    for told, record in zip((first, last), result.history, strict=True):
+        assert told["evaluation/NDCG_10"] == record["valid"]["NDCG@10"]
+    assert summary == {f"test/{k}": v for k, v in result.test.items()}
 
 
 def test_mlflow(names, monkeypatch):
@@ -64,6 +65,13 @@ def test_mlflow(names, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     run_with(mlflow, names)
     assert [step for step, _ in logged] == [0, 0, 1, None]
+    result = names["result"]
+    assert logged[1][1]["train/loss"] == result.losses[0]
+    for at, name, metrics in (
+        (2, "evaluation/NDCG_10", result.history[-1]["valid"]),
+        (3, "test/NDCG_10", result.test),
+    ):
+        assert logged[at][1][name] == metrics["NDCG@10"]
     assert files == ["recipe.json", True]
     # MLflow takes no other characters in names.
     used = "".join(name for _, values in logged for name in values)
