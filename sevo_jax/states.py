@@ -63,10 +63,10 @@ def carry_over(
         if place not in old:
             # Moments that the old state does not call corrected are those of Adam.
             return jnp.zeros_like(new) if _is_flag(path) else new
-        leaf = old.pop(place)
-        before = np.shape(leaf)
+        leaf = jnp.asarray(old.pop(place), new.dtype)
+        before = leaf.shape
         if before == new.shape:
-            return jnp.asarray(leaf, new.dtype)
+            return leaf
         if len(before) != new.ndim or any(a > b for a, b in zip(before, new.shape)):
             raise ValueError(
                 f"{jax.tree_util.keystr(path)} of the state has shape {before}, which "

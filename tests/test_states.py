@@ -337,3 +337,21 @@ def test_what_is_pending_is_never_lost():
         sevo.carry_over(each, state, params)
     _, state = third.update(params, state, params, flush=True)
     sevo.carry_over(each, state, params)
+
+
+def test_moments_take_the_precision_of_the_new_optimizer():
+    """Whole tables and those with more rows."""
+    start = tree(0, NEW)
+    params = {**start, "item": start["item"][:OLD]}
+    wide = sevo.sevo_adamw(0.1, {"item": graph(OLD)})
+    narrow = sevo.sevo_adamw(0.1, {"item": graph(NEW)}, mu_dtype=jnp.bfloat16)
+    _, state = train(wide, params, wide.init(params), range(1, 3))
+    carried = sevo.carry_over(narrow, state, start)
+    dtypes = [
+        [leaf.dtype for leaf in jax.tree.leaves(each)]
+        for each in (carried, narrow.init(start))
+    ]
+    assert dtypes[0] == dtypes[1]
+    for name in ("item", "user"):
+        mu = state[0].mu[name]
+        close(carried[0].mu[name][: len(mu)], mu.astype(jnp.bfloat16))
