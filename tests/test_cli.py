@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -380,6 +381,63 @@ def test_everything_is_written(compared):
     for name in ("training_loss", "validation", "smoothness"):
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert not list(compared.rglob("*.tmp"))
+
+
+def test_pictures_show_the_losses_the_metric_that_selects_and_the_smoothness(
+    tmp_path, monkeypatch
+):
+    def result(name, at):
+        record = {"valid": {"HR@1": 9.0, "MRR": 1.0 + at}, "smoothness": 9.0}
+        return SimpleNamespace(
+            model="sasrec",
+            dataset="tiny",
+            optimizer=name,
+            losses=[5.0 + at, 4.0 + at],
+            history=[
+                {**record, "epoch": 0, "relative_smoothness": 0.5 + at},
+                {**record, "epoch": 2, "relative_smoothness": 0.25 + at},
+            ],
+        )
+
+    figures = {}
+    monkeypatch.setattr(
+        _compare.plots, "save", lambda figure, path: figures.update({path.stem: figure})
+    )
+    results = [result(*each) for each in (("adamw", 0), ("lion", 8), ("adamw", 2))]
+    _compare._draw(results, "MRR", tmp_path)
+    drawn = {
+        name: {
+            line.get_label(): line.get_xydata().tolist()
+            for line in figure.axes[0].get_lines()
+        }
+        for name, figure in figures.items()
+    }
+    # Means of the seeds, over how many epochs are trained.
+    assert drawn == {
+        "training_loss": {"adamw": [[1, 6], [2, 5]], "lion": [[1, 13], [2, 12]]},
+        "validation": {"adamw": [[0, 2], [2, 2]], "lion": [[0, 9], [2, 9]]},
+        "smoothness": {"adamw": [[0, 1.5], [2, 1.25]], "lion": [[0, 8.5], [2, 8.25]]},
+    }
+    (axes,) = figures["validation"].axes
+    assert axes.get_ylabel().startswith("MRR")
+    assert axes.get_title(loc="left").endswith(": sasrec, tiny")
+
+
+def test_each_run_goes_on_where_it_has_a_checkpoint():
+    """The others of a comparison that was stopped begin."""
+    trainer = SimpleNamespace(run=lambda **options: options)
+    left = {("adamw", 3): True, ("lion", 3): True, ("adamw", 1): True}
+
+    def folder_of(*run):
+        return SimpleNamespace(has_checkpoint=left.get(run, False))
+
+    runs = _compare._train({"adamw": trainer, "lion": trainer}, [3, 1], folder_of)
+    assert [(run["label"], run["resume"]) for run in runs] == [
+        ("[1/4] adamw, seed 3", True),
+        ("[2/4] lion, seed 3", True),
+        ("[3/4] adamw, seed 1", True),
+        ("[4/4] lion, seed 1", False),
+    ]
 
 
 def test_a_finished_comparison_is_not_overwritten(compared, path, capsys):
