@@ -24,6 +24,7 @@ from scipy import stats
 import sevo_jax as sevo
 from sevo_jax.data import InteractionLog, Sequences, leave_one_out
 from sevo_jax.evaluation import evaluate, recommend
+from sevo_jax.graphs import kinds
 from sevo_jax.models import MODELS, edge_masks, reconstruction
 from sevo_jax.models.edge_masks import Carried
 from sevo_jax.models.maerec import MAERec, MAERecConfig, Transformer
@@ -546,6 +547,19 @@ def test_parameter_count_and_initial_distributions():
 def test_bad_hyper_parameters_are_named(option, message):
     with pytest.raises(ValueError, match=message):
         MAERecConfig(**option)
+
+
+def test_the_graph_is_of_whole_sequences_three_places_each_way():
+    """Of items far behind too, which the model does not read."""
+    num = 2 * MAERecConfig.max_len
+    log = InteractionLog.from_columns(np.zeros(num), np.arange(num), name="long")
+    (config,) = MAERec.propagated(MAERecConfig()).values()
+    graph: Any = kinds.build(config, leave_one_out(log), MAERec.item_offset)
+    row, column = np.indices((num + 1, num + 1))
+    # The last two items, to validate and to test, have their loops alone.
+    linked = (np.abs(row - column) <= 3) & (np.minimum(row, column) > 0)
+    linked &= np.maximum(row, column) <= num - 2
+    np.testing.assert_array_equal(graph.todense(), linked | (row == column))
 
 
 def test_a_graph_of_other_nodes_is_refused():
