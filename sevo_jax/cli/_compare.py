@@ -17,6 +17,7 @@ from sevo_jax.cli._runs import (
     as_options,
     check_output,
     check_seeds,
+    check_taken,
     preset,
     run_folder,
 )
@@ -96,6 +97,7 @@ def compare(args: Sequence[str]) -> None:
     default = Compare(recipe=name, **as_options(recipe, SharedOptimizer))
     options = parse(Compare, "compare", args, default)
     check_seeds(*options.seeds)
+    check_taken(options.optimizer, recipe, options.optimizers)
     files = options.graph_files(recipe)
     recipe = options.build()
     split = leave_one_out(options.data.load())

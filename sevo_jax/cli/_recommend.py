@@ -17,7 +17,14 @@ from sevo_jax._messages import listed
 from sevo_jax.cli._options import DataOptions, option, parse
 from sevo_jax.cli._plugin import PluginOption
 from sevo_jax.cli._runs import STANDARD_INPUT
-from sevo_jax.cli._served import RunPath, SeenOption, ServedData, served_log, translated
+from sevo_jax.cli._served import (
+    RunPath,
+    SeenOption,
+    ServedData,
+    say,
+    served_log,
+    translated,
+)
 from sevo_jax.data.log import InteractionLog
 from sevo_jax.models import MODELS
 from sevo_jax.training import RunFolder, SavedRun, load
@@ -153,8 +160,13 @@ def _columns(
     items, scores = evaluation.recommend(
         saved.model, log.sequences, top, users=found.users, seen=seen
     )
-    # A user who has seen nearly everything gets fewer.
     given = items >= 0
+    few = np.count_nonzero(~given.all(axis=1))
+    if few:
+        say(
+            f"{few} of {len(given)} {title}s get fewer than {top} items: all others "
+            "are in the history (--seen keep recommends them too)"
+        )
     ranks = np.broadcast_to(np.arange(1, top + 1), items.shape)
     return {
         title: np.repeat(log.user_ids, given.sum(axis=1)),

@@ -38,6 +38,7 @@ from sevo_jax.training import (
     read_recipe,
 )
 from sevo_jax.training.mesh import MESH_AXES, make_mesh
+from sevo_jax.training.optimizers import takes
 from sevo_jax.training.recipe import suggestion
 
 STANDARD_INPUT = Path("-")
@@ -197,6 +198,29 @@ def as_options(recipe: Recipe, optimizer: type[OptimizerConfig]) -> dict[str, An
     """The fields of `recipe` for `RecipeOptions`, its optimizer as an `optimizer`."""
     values = {name: getattr(recipe, name) for name in _RECIPE_FIELDS}
     return {**values, "optimizer": optimizer(**vars(recipe.optimizer))}
+
+
+def check_taken(
+    optimizer: OptimizerConfig, recipe: Recipe, names: Sequence[str]
+) -> None:
+    """Refuses hyper-parameters that were given and that no optimizer takes.
+
+    Args:
+      optimizer: what the options say.
+      recipe: what they start from.
+      names: the optimizers.
+
+    Raises:
+      ValueError: naming the option; or there is no such optimizer.
+    """
+    for parameter, value in vars(optimizer).items():
+        given = value != getattr(recipe.optimizer, parameter)
+        if given and not any(takes(name, parameter) for name in names):
+            dashed = parameter.replace("_", "-")
+            raise ValueError(
+                f"--{dashed} has no effect with {' or '.join(names)}: leave it out, or "
+                "choose another optimizer, such as sevo_adamw"
+            )
 
 
 def check_seeds(*seeds: int) -> None:

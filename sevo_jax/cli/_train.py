@@ -15,6 +15,7 @@ from sevo_jax.cli._runs import (
     as_options,
     check_output,
     check_seeds,
+    check_taken,
     preset,
     run_folder,
 )
@@ -101,6 +102,7 @@ def train(args: Sequence[str]) -> None:
     default = Train(recipe=name, **as_options(recipe, NamedOptimizer))
     options = parse(Train, "train", args, default)
     check_seeds(options.seed)
+    check_taken(options.optimizer, recipe, [options.optimizer.name])
     files = options.graph_files(recipe)
     if options.profile is not None and options.profile.is_file():
         raise ValueError(f"--profile is {options.profile}, a file: choose a folder")

@@ -111,9 +111,12 @@ class RunFolder:
           CheckpointError: if there is none.
         """
         if not self.has_checkpoint:
+            # A comparison has its runs in folders of its own.
+            inside = sorted(self.path.glob("*/checkpoints"))
+            such = f" such as {inside[0].parent}" if inside else ""
             raise CheckpointError(
-                f"there is no checkpoint under {self.path}: give the output directory "
-                "of a run, or train it from the start, without resuming"
+                f"there is no checkpoint under {self.path}: give the folder of a run"
+                f"{such}, or begin one there"
             )
 
     def last_checkpoint(self) -> Checkpoint:

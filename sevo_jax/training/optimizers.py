@@ -67,19 +67,9 @@ def make_optimizer(
     Examples:
       >>> optimizer = make_optimizer(OptimizerConfig(name="lion"), {})
     """
-    if config.name in SEVO:
-        factory, names = SEVO[config.name], (*_COMMON, *_SMOOTHING)
-        arguments: dict[str, Any] = {"graphs": graphs}
-    else:
-        factories = _optax_factories()
-        if config.name not in factories:
-            known = optimizer_names()
-            raise ValueError(
-                f"optimizer {config.name!r}: {suggestion(config.name, known)}"
-            )
-        factory, names, arguments = factories[config.name], _COMMON, {}
-    accepted = inspect.signature(factory).parameters
-    values = {name: getattr(config, name) for name in names if name in accepted}
+    factory, names = _found(config.name)
+    arguments: dict[str, Any] = {"graphs": graphs} if config.name in SEVO else {}
+    values = {name: getattr(config, name) for name in names}
     values |= {
         name: _schedule(name, config.schedule(name), steps_per_epoch)
         for name in SCHEDULED
@@ -92,6 +82,41 @@ def make_optimizer(
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def takes(optimizer: str, field: str) -> bool:
+    """Whether a field of `OptimizerConfig` has an effect on the optimizer of a name.
+
+    Raises:
+      ValueError: if there is no such optimizer.
+
+    Examples:
+      >>> takes("adamw", "beta"), takes("sevo_adamw", "beta_warmup")
+      (False, True)
+    """
+    _, names = _found(optimizer)
+    if field in ("name", "clip_norm"):  # What all have.
+        return True
+    return field in names or any(
+        field.startswith(f"{name}_") for name in names if name in SCHEDULED
+    )
+
+
+def _found(
+    name: str,
+) -> tuple[Callable[..., optax.GradientTransformation], list[str]]:
+    """The optimizer of a name, and those of its parameters that a recipe has."""
+    if name in SEVO:
+        factory, names = SEVO[name], (*_COMMON, *_SMOOTHING)
+    else:
+        factories, names = _optax_factories(), _COMMON
+        if name not in factories:
+            raise ValueError(
+                f"optimizer {name!r}: {suggestion(name, optimizer_names())}"
+            )
+        factory = factories[name]
+    accepted = inspect.signature(factory).parameters
+    return factory, [each for each in names if each in accepted]
 
 
 def _schedule(

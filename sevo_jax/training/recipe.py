@@ -195,6 +195,13 @@ class Recipe:
                 f"architecture is a {type(self.architecture).__name__}: the model "
                 f"{self.model!r} takes a {model.Config.__name__}"
             )
+        for name, kind in (
+            ("optimizer", OptimizerConfig),
+            ("graph", GraphConfig),
+            ("evaluation", EvaluationConfig),
+        ):
+            fits = isinstance(getattr(self, name), kind)
+            _checks.require_field(self, name, fits, f"of the type {kind.__name__}")
         # A model that smooths nothing has no use for the graph, whatever it is.
         if model.smoothed and self.graph.links not in model.smoothed:
             fitting = [kind for kind in KINDS if KINDS[kind].links in model.smoothed]

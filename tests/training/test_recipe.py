@@ -341,6 +341,9 @@ def test_from_dict_refuses_what_is_no_recipe(values, message):
         (Recipe, "epochs", 0, "at least 1"),
         (Recipe, "eval_every", 0, "at least 1"),
         (Recipe, "model", "bert", "one of bert4rec"),
+        (Recipe, "optimizer", "adamw", "of the type OptimizerConfig"),
+        (Recipe, "graph", "user-item", "of the type GraphConfig"),
+        (Recipe, "evaluation", {"selection": "MRR"}, "of the type EvaluationConfig"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, field, value, range_):
