@@ -12,14 +12,14 @@ ROOT = Path(sevo_jax.__file__).parent
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = [
-    ("_checks", "_digests", "_files", "_messages", "_timing", "states"),
+    ("_checks", "_digests", "_files", "_messages", "_timing"),
     ("operators",),
     ("smoothing",),
     ("graphs",),
     ("_tables",),
     ("_leaves",),
     ("transforms", "moments"),
-    ("optimizers",),
+    ("optimizers", "states"),
     ("data",),
     ("samples",),
     ("models",),

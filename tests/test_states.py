@@ -286,6 +286,35 @@ def test_corrected_moments_and_adam_s_are_never_taken_for_each_other():
         close((mine, carried), (one, states[corrected]))
 
 
+def plain_adamw(rate, *before):
+    return optax.chain(*before, optax.adamw(rate, 0.8, 0.95, weight_decay=0.1))
+
+
+@pytest.mark.parametrize("before", [(), (optax.clip(10.0),)], ids=["alone", "clipped"])
+def test_a_job_with_adamw_and_a_schedule_goes_on_with_sevo(before):
+    schedule = optax.linear_schedule(0.1, 0.01, 8)
+    mine = sevo.sevo_adamw(schedule, {"item": graph(OLD)}, 0.8, 0.95, weight_decay=0.1)
+    old, new = plain_adamw(schedule, *before), optax.chain(*before, mine)
+    params, state = train(old, tree(0), old.init(tree(0)), range(1, 5))
+    carried = sevo.carry_over(new, state, params)
+    assert jax.tree.structure(carried) == jax.tree.structure(new.init(params))
+    counts = [leaf for leaf in jax.tree.leaves(carried) if jnp.shape(leaf) == ()]
+    # Those of Adam, the flag of the table, the step of SEvo, and the schedule's.
+    assert sorted(map(int, counts)) == [0, 0, 4, 4]
+    # Of a leaf without a graph nothing changes.
+    expected, _ = old.update(tree(5), state, params)
+    found, _ = new.update(tree(5), carried, params)
+    close(found["user"], expected["user"])
+    assert not np.allclose(found["item"], expected["item"])
+
+
+def test_moments_of_another_kind_are_not_taken_for_those_of_adam():
+    lion = optax.lion(0.1, weight_decay=0.1)
+    params, state = train(lion, tree(0), lion.init(tree(0)), [1])
+    with pytest.raises(ValueError, match=r"\[0\].count of the state has no place"):
+        sevo.carry_over(OPTIMIZERS["adamw"]({"item": graph(OLD)}), state, params)
+
+
 def test_a_state_of_another_chain_is_refused():
     graphs, params = {"item": graph(OLD)}, tree(0)
     smoothing = sevo.scale_by_sevo(graphs)
