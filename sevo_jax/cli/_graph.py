@@ -254,13 +254,13 @@ def _describe(matrix: scipy.sparse.csr_array, num_users: int, item_offset: int) 
     degrees = np.asarray(matrix.sum(axis=1))[counted]
     isolated = np.count_nonzero(neighbours == 0)
     users = f"{num_users:,} users, " if num_users else ""
-    kinds = "users and items" if num_users else "items"
+    all_of = "users and items" if num_users else "items"
     heading = f"{'':<14}" + "".join(f"{name:>10}" for name in _QUANTILES) + "      mean"
     return "\n".join(
         [
             f"nodes         {num_nodes:,} ({users}{item_offset} in front of the items)",
             f"edges         {upper.nnz:,} undirected, {loops:,} self-loops",
-            f"isolated      {isolated:,} {kinds} ({isolated / len(neighbours):.2%})",
+            f"isolated      {isolated:,} {all_of} ({isolated / len(neighbours):.2%})",
             "",
             heading,
             _quantile_row("neighbours", neighbours),
