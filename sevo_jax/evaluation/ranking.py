@@ -259,8 +259,8 @@ def recommend(
       model: a recommender of `sevo_jax.models`.
       sequences: histories, items `0..num_items-1`, oldest first.
       k: how many items, from 1 to the number of items.
-      users: whose they are, for a model that knows its users; by default the user
-        `i` of the training data has row `i`.
+      users: whose they are, for a model that knows its users; by default the sequences
+        are those of all its users, in their order.
       seen: `"mask"` leaves out what is in the history, `"keep"` nothing; or the items
         to leave out, one row a sequence.
       batch_size: sequences scored at a time.
@@ -271,11 +271,19 @@ def recommend(
 
     Raises:
       ValueError: if `k` or an item is out of range, `seen` or `users` has another
-        number of rows, or the model gives another number of scores.
+        number of rows or is missing, or the model gives another number of scores.
       FloatingPointError: if a score is not finite.
     """
     seen = seen if isinstance(seen, Sequences) else _seen(sequences, seen)
-    users = np.arange(len(sequences)) if users is None else np.asarray(users)
+    if users is None:
+        known = getattr(model, "num_users", len(sequences))
+        if len(sequences) != known:
+            raise ValueError(
+                f"the model knows {known} users by their rows, and there are "
+                f"{len(sequences)} sequences: give users=, the row of each"
+            )
+        users = np.arange(len(sequences))
+    users = np.asarray(users)
     num_items = model.num_items
     if not 1 <= k <= num_items:
         raise ValueError(f"k is {k}: choose 1 to {num_items}, the number of items")

@@ -217,6 +217,10 @@ def test_evaluation_ranks_each_user_by_the_own_row():
     np.testing.assert_allclose(best, np.take_along_axis(scores[users], order, 1))
     with pytest.raises(ValueError, match="users run from"):
         recommend(model, rows, 5, users=users + split.num_users)
+    with pytest.raises(ValueError, match=f"knows {split.num_users} users .* users=, "):
+        recommend(model, rows, 5)
+    everyone, _ = recommend(model, split.train, 5)
+    np.testing.assert_array_equal(everyone[users], items)
 
 
 def test_it_learns_what_is_planted():
