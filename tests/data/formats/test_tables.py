@@ -109,6 +109,8 @@ MOMENTS = [datetime(day.year, day.month, day.day) for day in DAYS]
     [
         *(array(TIMES, kind()) for kind in (pyarrow.int32, pyarrow.uint64)),
         *(array(TIMES, kind()) for kind in (pyarrow.float32, pyarrow.float64)),
+        # Nanoseconds, which as float64 are one.
+        array([1_400_000_000_000_000_000 + time for time in TIMES]),
         array([Decimal(time) for time in TIMES]),
         *(array(DAYS, kind()) for kind in (pyarrow.date32, pyarrow.date64)),
         *(array(MOMENTS, pyarrow.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
@@ -168,6 +170,7 @@ def test_without_times(read_table, as_lists, warnings_of):
             array([Decimal("1"), Decimal("1.5"), Decimal("2")]),
             "is Decimal('1.5",
         ),
+        ("item", array([Decimal(1), Decimal(2**63), Decimal(2)]), "is Decimal('92233"),
         ("time", [1.0, np.nan, 2.0], "row 1 of column 'time' is nan"),
         ("time", [1, None, 2], "row 1 of column 'time' is empty"),
         ("time", ["1", "x" * 10**6, "2"], "row 1 of column 'time' is 'xxx"),
@@ -188,6 +191,14 @@ def test_bad_rows(read_table, fails, warnings_of, title, values, message):
     assert "skipped 1 " in said and message in said
 
 
+def test_all_bad_rows_are_counted(read_table, as_lists, warnings_of):
+    logs = []
+    table = {"user": [1, 1, None, None], "item": [5, None, None, 7]}
+    (said,) = warnings_of(lambda: logs.append(read_table(table, skip_bad=True)))
+    assert as_lists(logs[0]) == {1: [5]}
+    assert "skipped 3 " in said and "row 1 of column 'item' is empty" in said
+
+
 @pytest.mark.parametrize(
     ("title", "values", "message"),
     [
@@ -195,6 +206,7 @@ def test_bad_rows(read_table, fails, warnings_of, title, values, message):
         ("item", [[1]], "'item' of the items holds 'list<"),
         ("item", [date(2020, 1, 1)], "'item' of the items holds 'date32"),
         ("item", array([b"\xff"]), "'item' is damaged, or holds bytes that are not"),
+        ("item", array([b"\xff"]).view("string"), "'item' is damaged, or holds bytes"),
         ("time", [True], "'time' of the timestamps holds 'bool'"),
         ("time", [timedelta(1)], "'time' of the timestamps holds 'duration"),
         (
