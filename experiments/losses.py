@@ -15,11 +15,12 @@ At each point AdamW and SEvo-AdamW (BSARec: Adam and SEvo-Adam) have a search of
 same number of trials (``points.py``). SEvo has one more hyper-parameter, beta, and so
 many fewer learning rates. A trial has half of the recipe's epochs and the seed 0; only
 validation NDCG@10 counts, and the test metrics are not even written down. What is found
-is trained for all epochs from each seed. Both stop once validation no longer improves,
-where the recipe does. SASRec on Beauty is also trained with a beta that goes to 0 by
-the last epoch, in a line or along a cosine, beside one that stays, for all epochs each;
-and with Muon on its matrices. Runs are
-resumable and may be done side by side; trials and runs go to ``results/losses``.
+and where the search began are trained for all epochs, and the better is, from each
+seed. Both stop once validation no longer improves, where the recipe does. SASRec on
+Beauty is also trained with a beta that goes to 0 by the last epoch, in a line or along
+a cosine, beside one that stays, for all epochs each; and with Muon on its matrices.
+Runs are resumable and may be done side by side; trials and runs go to
+``results/losses``, and the paper's own recipe is the run of Table 3.
 """
 
 import argparse
@@ -151,7 +152,7 @@ def run(options: argparse.Namespace) -> None:
         if not point.name.startswith(tuple(options.only)):
             continue
         for kind in KINDS:
-            recipe = point.chosen(kind, options.quick, work)
+            recipe = point.chosen(kind, options.quick, work, train_by_popularity)
             if recipe is None:  # Another process is at it.
                 continue
             jobs = [

@@ -2,7 +2,9 @@
 
 A point is a model with a loss on a data set, or on a share of its users. At each AdamW
 and SEvo-AdamW have a search of the same number of trials: from the recipe on, one
-hyper-parameter of `grid` after another, each time keeping the best.
+hyper-parameter of `grid` after another, each time keeping the best. What it finds and
+where it began are then trained to the end, as short runs may mislead, and the better is
+chosen. Only validation decides.
 """
 
 import dataclasses
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import study
-from jobs import Job, results_of
-from paper import RESULTS
+import table3
+from jobs import Job, Train, results_of, train
+from paper import RESULTS, recipe_of
 from table3 import SEEDS
 from tuning import SHORT, best_of, value_of, with_value
 
@@ -64,7 +67,15 @@ class Point:
         return recipe.with_optimizer(names[kind])
 
     def job(self, kind: str, recipe: Recipe, seed: int, quick: bool) -> Job:
-        """A run of what the search found."""
+        """A run to the end: that of Table 3, where it is the paper's recipe."""
+        optimizer = recipe.optimizer.name
+        of_paper = self.base in table3.MODELS and self.percent == 100
+        if of_paper and not quick:
+            if recipe == recipe_of(self.base, self.dataset, optimizer):
+                return table3.job(self.base, self.dataset, optimizer, seed)
+        return self._job(kind, recipe, seed, quick)
+
+    def _job(self, kind: str, recipe: Recipe, seed: int, quick: bool) -> Job:
         name = "-".join([self.name, kind, *settings(recipe, kind)])
         dataset = self.dataset
         if self.percent < 100:
@@ -77,7 +88,7 @@ class Point:
 
     def trial(self, kind: str, recipe: Recipe, quick: bool) -> Job:
         """A run of the search."""
-        job = self.job(kind, recipe, 0, quick)
+        job = self._job(kind, recipe, 0, quick)
         short = dataclasses.replace(
             job.recipe, epochs=max(1, job.recipe.epochs // SEARCH_SHARE)
         )
@@ -85,15 +96,21 @@ class Point:
             job, name=f"search-{job.name}", recipe=short, test=False
         )
 
-    def chosen(self, kind: str, quick: bool, work: Path | None = None) -> Recipe | None:
-        """What the search finds; None if a trial is missing.
+    def chosen(
+        self, kind: str, quick: bool, work: Path | None = None, train: Train = train
+    ) -> Recipe | None:
+        """Of what the search finds and where it began, the better.
 
         Args:
           kind: of `KINDS`.
           quick: whether in quick runs.
-          work: folder to do missing trials in; None does none.
+          work: folder to do missing runs in; None does none.
+          train: does the runs to the end, as for `jobs.do`.
+
+        Returns:
+          None if a run is missing.
         """
-        best = self.recipe(kind)
+        start = best = self.recipe(kind)
         for name, values in grid(best, kind).items():
             others = (value for value in values if value != value_of(best, name))
             # The current value first: of equals, it stays.
@@ -101,7 +118,11 @@ class Point:
             best = best_of(candidates, lambda each: self.trial(kind, each, quick), work)
             if best is None:
                 return None
-        return best
+        if best == start:
+            return start
+        return best_of(
+            [start, best], lambda each: self.job(kind, each, 0, quick), work, train
+        )
 
     def results(self, kind: str, quick: bool = False) -> dict[int, dict]:
         """What there is of the runs of what is found, by seed."""

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import jax
 import table3
-from jobs import Job, do, results_of
+from jobs import Job, Train, do, results_of, train
 from paper import BACKBONES, DATASETS, RESULTS, Backbone, recipe_of
 from table3 import SEEDS
 from table3 import job as recipe_job
@@ -176,14 +176,17 @@ def chosen(
 
 
 def best_of(
-    candidates: list[Recipe], job_of: Callable[[Recipe], Job], work: Path | None
+    candidates: list[Recipe],
+    job_of: Callable[[Recipe], Job],
+    work: Path | None,
+    train: Train = train,
 ) -> Recipe | None:
     """The first with the best validation metric; None if a run of theirs is missing."""
     scores = []
     for candidate in candidates:
         job = job_of(candidate)
         if work is not None:
-            do([job], work)
+            do([job], work, train)
         result = job.result()
         if result is None:  # not done, or another process is at it
             return None

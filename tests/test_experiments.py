@@ -718,21 +718,51 @@ def test_both_optimizers_have_as_many_trials(invented):
         for kind in points.KINDS:
             invented.clear()
             recipe = point.chosen(kind, False)
-            numbers.append(len(invented))
             assert recipe and recipe.optimizer.learning_rate == 2e-3
+            start, ends, trials = point.recipe(kind), [], []
             for name, job in invented.items():
-                assert name.startswith(f"search-{point.name}-{kind}-lr")
-                start = point.recipe(kind)
-                assert job.recipe.epochs == start.epochs // 2
-                assert job.recipe.batch_size == start.batch_size
-                assert not job.test and job.seed == 0
-        assert numbers[0] == numbers[1] >= 9, point.name
+                (trials if name.startswith("search-") else ends).append(job)
+                assert job.recipe.batch_size == start.batch_size and job.seed == 0
+            numbers.append(len(trials))
+            for job in trials:
+                assert job.name.startswith(f"search-{point.name}-{kind}-lr")
+                assert job.recipe.epochs == start.epochs // 2 and not job.test
+            # Where it began and what it found, to the end.
+            assert [job.recipe for job in ends] == [start, recipe]
+            assert all(job.test for job in ends)
+    assert numbers[0] == numbers[1] >= 9, point.name
     assert {point.recipe("plain").model for point in points.TUNED} == {
         "sasrec",
         "gru4rec",
         "zero-block",
         "bsarec",
     }
+
+
+def test_what_short_runs_find_is_not_chosen_over_a_better_start(invented, monkeypatch):
+    result = jobs.Job.result
+
+    def misled(job):
+        values = result(job)
+        if not job.name.startswith("search-") and "lr0.002" in job.name:
+            values["valid"] = dict.fromkeys(PAPER_METRICS, 0.01)
+        return values
+
+    monkeypatch.setattr(jobs.Job, "result", misled)
+    of_tools = points.by_negatives("tools")
+    for point in (of_tools["BCE, 1"], of_tools["64"]):
+        assert point.chosen("sevo", False) == point.recipe("sevo")
+    # The paper's own is the run of Table 3.
+    job = of_tools["BCE, 1"].job("sevo", of_tools["BCE, 1"].recipe("sevo"), 2, False)
+    assert job == table3.job("sasrec", "tools", "sevo_adamw", 2)
+    assert len(of_tools["BCE, 1"].results("sevo")) == 5
+    # Until both are there, nothing is chosen.
+    monkeypatch.setattr(
+        jobs.Job,
+        "result",
+        lambda job: misled(job) if job.name.startswith("search-") else None,
+    )
+    assert of_tools["64"].chosen("sevo", False) is None
 
 
 def test_a_plain_run_differs_from_one_with_sevo_in_the_optimizer_alone():
