@@ -65,6 +65,8 @@ def test_paired_test_without_spread_gives_no_warning():
     equal = comparison.paired_difference([0.1, 0.2], [0.1, 0.2])
     assert equal.improvement == 0.0 and math.isnan(equal.p_value)
     assert comparison.paired_difference([0.1, 0.2], [0.3, 0.4]).p_value == 0.0
+    # A spread beyond rounding, however small, is tested.
+    assert comparison.paired_difference([0.1, 0.2], [0.3, 0.4001]).p_value > 0.0
     assert math.isnan(comparison.paired_difference([0.1], [0.3]).p_value)
     assert math.isnan(comparison.paired_difference([0.0, 0.0], [0.3, 0.4]).improvement)
 

@@ -41,8 +41,11 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_one_sample_std(curves):
     line, single = axes.get_lines()
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [0.0, 2.0, 4.0])
     np.testing.assert_allclose(np.asarray(single.get_ydata()), [1.0, 2.0])
+    # A line of one point would not be seen.
+    assert line.get_marker() == "o"
     # Two seeds: the sample std is |a - b| / sqrt(2). One seed has no band.
     (band,) = axes.collections
+    assert band.get_alpha()
     vertices = np.asarray(band.get_paths()[0].vertices)
     at_ten = vertices[vertices[:, 0] == 10, 1]
     half = 4.0 / np.sqrt(2.0)
