@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -405,7 +406,7 @@ def test_pictures_show_the_losses_the_metric_that_selects_and_the_smoothness(
     monkeypatch.setattr(
         _compare.plots, "save", lambda figure, path: figures.update({path.stem: figure})
     )
-    results = [result(*each) for each in (("adamw", 0), ("lion", 8), ("adamw", 2))]
+    results: Any = [result(*each) for each in (("adamw", 0), ("lion", 8), ("adamw", 2))]
     _compare._draw(results, "MRR", tmp_path)
     drawn = {
         name: {
@@ -427,13 +428,13 @@ def test_pictures_show_the_losses_the_metric_that_selects_and_the_smoothness(
 
 def test_each_run_goes_on_where_it_has_a_checkpoint():
     """The others of a comparison that was stopped begin."""
-    trainer = SimpleNamespace(run=lambda **options: options)
+    trainer: Any = SimpleNamespace(run=lambda **options: options)
     left = {("adamw", 3): True, ("lion", 3): True, ("adamw", 1): True}
 
-    def folder_of(*run):
+    def folder_of(*run) -> Any:
         return SimpleNamespace(has_checkpoint=left.get(run, False))
 
-    runs = _compare._train({"adamw": trainer, "lion": trainer}, [3, 1], folder_of)
+    runs: Any = _compare._train({"adamw": trainer, "lion": trainer}, [3, 1], folder_of)
     assert [(run["label"], run["resume"]) for run in runs] == [
         ("[1/4] adamw, seed 3", True),
         ("[2/4] lion, seed 3", True),

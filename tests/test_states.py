@@ -372,7 +372,7 @@ def test_moments_take_the_precision_of_the_new_optimizer():
     """Whole tables and those with more rows."""
     start = tree(0, NEW)
     params = {**start, "item": start["item"][:OLD]}
-    wide = sevo.sevo_adamw(0.1, {"item": graph(OLD)})
+    wide: Any = sevo.sevo_adamw(0.1, {"item": graph(OLD)})
     narrow = sevo.sevo_adamw(0.1, {"item": graph(NEW)}, mu_dtype=jnp.bfloat16)
     _, state = train(wide, params, wide.init(params), range(1, 3))
     carried = sevo.carry_over(narrow, state, start)
