@@ -263,10 +263,9 @@ def _last_repeats(train: Sequences) -> np.ndarray:
     """For each place, the last one up to it whose item has come again since; or -1."""
     order = np.lexsort((train.values, train.rows))
     again = np.diff(train.values[order]) == 0
-    again &= np.diff(train.rows[order]) == 0
     before = np.full(order.size, -1)
     before[order[1:][again]] = order[:-1][again]
-    # What repeats in an earlier sequence lies before all of a later one.
+    # What repeats in an earlier sequence, or between two, lies before all of a later one.
     return np.maximum.accumulate(before)
 
 
