@@ -302,8 +302,8 @@ def test_a_job_with_adamw_and_a_schedule_goes_on_with_sevo(before):
     # Those of Adam, the flag of the table, the step of SEvo, and the schedule's.
     assert sorted(map(int, counts)) == [0, 0, 4, 4]
     # Of a leaf without a graph nothing changes.
-    expected, _ = old.update(tree(5), state, params)
-    found, _ = new.update(tree(5), carried, params)
+    expected: Any = old.update(tree(5), state, params)[0]
+    found: Any = new.update(tree(5), carried, params)[0]
     close(found["user"], expected["user"])
     assert not np.allclose(found["item"], expected["item"])
 
@@ -316,7 +316,8 @@ def test_moments_of_another_kind_are_not_taken_for_those_of_adam():
 
 
 def test_a_state_of_another_chain_is_refused():
-    graphs, params = {"item": graph(OLD)}, tree(0)
+    graphs: Any = {"item": graph(OLD)}
+    params = tree(0)
     smoothing = sevo.scale_by_sevo(graphs)
     rest = optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(0.1)
     adam, corrected = (

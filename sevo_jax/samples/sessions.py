@@ -265,7 +265,7 @@ def _last_repeats(train: Sequences) -> np.ndarray:
     again = np.diff(train.values[order]) == 0
     before = np.full(order.size, -1)
     before[order[1:][again]] = order[:-1][again]
-    # What repeats in an earlier sequence, or between two, lies before all of a later one.
+    # What repeats before a sequence, or across its begin, lies before all of it.
     return np.maximum.accumulate(before)
 
 

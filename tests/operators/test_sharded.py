@@ -541,7 +541,8 @@ def test_leaves_of_a_joint_table_are_smoothed_where_they_are(placed):
     assert "all-gather" not in {kind for _, kind in collectives(update, updates, op)}
     # Of the same nodes, but of other leaves.
     whole: Any = {"table": np.concatenate(filled)}
-    for other, tree in (({key[::-1]: op}, updates), ({"table": op}, whole)):
+    others: Any = (({key[::-1]: op}, updates), ({"table": op}, whole))
+    for other, tree in others:
         with pytest.raises(ValueError, match=r"split it for leaves of .*leaves="):
             sevo.scale_by_sevo(other).init(tree)
 

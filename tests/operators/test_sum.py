@@ -46,7 +46,7 @@ def matrix(graph):
     return np.asarray(graph @ jnp.eye(graph.num_nodes, dtype=graph.weights.dtype))
 
 
-def close(actual, expected, dtype=np.float64):
+def close(actual, expected, dtype: type = np.float64):
     tolerance = 16 * np.finfo(dtype).eps
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
