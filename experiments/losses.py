@@ -296,13 +296,15 @@ def _gains(axes: Axes, places: Mapping[str, np.ndarray]) -> None:
     axes.set_xticks(range(len(places)), list(places))
     axes.set_xlim(-0.3, len(places) - 0.7)  # Also where some of it is not known.
     axes.axhline(0, color="black", lw=0.6)
-    means = {}
+    # The line has gaps where it is not known.
+    means = dict.fromkeys(range(len(places)), np.nan)
     for place, (plain, smooth) in enumerate(places.values()):
         if plain.size and plain.all():
             means[place] = 100 * (smooth.mean() / plain.mean() - 1)
             each = 100 * (smooth / plain - 1)
             axes.scatter([place] * len(each), each, s=12, color="grey", alpha=0.7)
-    study.curve(axes, means, 0, "of the means; grey: each seed")
+    if not np.isnan(list(means.values())).all():
+        study.curve(axes, means, 0, "of the means; grey: each seed")
     study.legend(axes)
 
 
