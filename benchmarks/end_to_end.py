@@ -174,7 +174,8 @@ def run(num_items: int, folder: Path) -> dict[str, Any]:
     with phase(f"rank {len(split.valid[split.valid >= 0])} users"):
         measured = trainer.measure(trainer.model(state))
     with phase("recommend ten items to 100 users"):
-        recommend(trainer.model(state), split.train.take(np.arange(100)), 10)
+        some = np.arange(100)
+        recommend(trainer.model(state), split.train.take(some), 10, users=some)
     del state
     steps = {}
     for label, name, every, count in (
