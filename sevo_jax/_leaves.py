@@ -167,15 +167,15 @@ def find_tables(
     return tables
 
 
-def check_shapes(tree: Any, others: Iterable[Any], what: str) -> None:
-    """Refuses what the state holds of the leaves if it is not of their shapes."""
-    leaves = _Leaves(tree)
-    for position, pair in enumerate(zip(jax.tree.leaves(tree), others, strict=True)):
-        leaf, other = map(jnp.shape, pair)
-        if leaf != other:
+def check_shapes(tree: Any, others: Mapping[int, Any], what: str) -> None:
+    """Refuses what a state has for leaves, by position, if it is of another shape."""
+    leaves = jax.tree.leaves(tree)
+    for position, other in others.items():
+        shape, found = jnp.shape(leaves[position]), jnp.shape(other)
+        if shape != found:
             raise ValueError(
-                f"{leaves.say(position)} has shape {leaf}, {what} in the state "
-                f"{other}: sevo_jax.carry_over gives appended rows their place there"
+                f"{_Leaves(tree).say(position)} has shape {shape}, {what} in the state "
+                f"{found}: sevo_jax.carry_over gives appended rows their place there"
             )
 
 

@@ -138,12 +138,13 @@ def scale_by_moment_corrected_adam(
         _check_state(state, "scale_by_moment_corrected_adam", of_tables=False)
         count = jnp.asarray(optax.safe_increment(state.count))
         grads, treedef = jax.tree.flatten(updates)
-        check_shapes(updates, treedef.flatten_up_to(state.mu), "its moments")
+        mus = treedef.flatten_up_to(state.mu)
+        check_shapes(updates, dict(enumerate(mus)), "its moments")
         results = [
             corrected.step(count, *leaf, state.corrected)
             for leaf in zip(
                 grads,
-                treedef.flatten_up_to(state.mu),
+                mus,
                 treedef.flatten_up_to(state.nu),
                 active_rows_by_leaf(updates, active_rows),
                 row_axes_of(updates, row_axis),
@@ -246,7 +247,7 @@ def scale_by_adam_of_tables(
             )
         leaves, treedef = jax.tree.flatten(updates)
         mus, nus = map(treedef.flatten_up_to, (state.mu, state.nu))
-        check_shapes(updates, mus, "its moments")
+        check_shapes(updates, dict(enumerate(mus)), "its moments")
         of_tables, others = split(updates)
         masks = active_rows_by_leaf(updates, active_rows, corrected=of_tables)
         moments = ([each[i] for i in others] for each in (mus, nus))

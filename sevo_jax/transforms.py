@@ -226,11 +226,8 @@ def scale_by_sevo(
         due = (state.step % every == every - 1) | flush
         waiting = treedef.flatten_up_to(state.pending)
         positions = [i for table in tables for i in table.leaves]
-        check_shapes(
-            updates,
-            [waiting[i] if i in positions else x for i, x in enumerate(leaves)],
-            "what is pending of it",
-        )
+        before = {i: waiting[i] for i in positions}
+        check_shapes(updates, before, "what is pending of it")
         here = {}
         for i in positions:
             x = widened(leaves[i])
@@ -250,7 +247,6 @@ def scale_by_sevo(
             return here
 
         # What is pending is not changed in the branch, which would copy it, but after.
-        before = {i: waiting[i] for i in positions}
         here = jax.lax.cond(_any(due), propagate, lambda here, _: here, here, before)
         for i in positions:
             leaves[i] = here[i]

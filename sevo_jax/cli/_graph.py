@@ -116,6 +116,7 @@ def graph(args: Sequence[str]) -> None:
         print(_build_parts(options, options.parts))
         return
     found = _obtain(options)
+    _check_offset(options.item_offset, found)
     matrix = operators.to_scipy(found.adjacency)
     print(found.title)
     num_users = len(found.users or ())
@@ -195,14 +196,12 @@ def _obtain(options: Graph) -> _Graph:
         return _Graph(adjacency, f"item-item graph of {options.data.data}", items)
     log = options.data.load()
     adjacency: Any = kinds.build(options.graph, leave_one_out(log), offset)
-    found = _Graph(
+    return _Graph(
         adjacency,
         f"{options.graph.kind} graph of {log.name}",
         _texts(log.item_ids),
         _texts(log.user_ids) if options.graph.links == "user-item" else None,
     )
-    _check_offset(offset, found)
-    return found
 
 
 def _load(options: Graph, path: Path) -> _Graph:
@@ -213,30 +212,27 @@ def _load(options: Graph, path: Path) -> _Graph:
     if options.output is not None:
         raise ValueError("--load describes a graph in a file: leave out --output")
     if options.data == DataOptions():
-        found = _Graph(graphs.load(path), f"{path}", None)
-        _check_offset(options.item_offset, found)
-        return found
+        return _Graph(graphs.load(path), f"{path}", None)
     log = options.data.load()
     adjacency = graphs.load(path, items=log.item_ids, users=log.user_ids)
     users = _texts(log.user_ids) if options.graph.links == "user-item" else None
-    found = _Graph(adjacency, f"{path}", _texts(log.item_ids), users)
-    _check_offset(options.item_offset, found)
     num_items = adjacency.shape[0] - len(users or ()) - options.item_offset
     if num_items != log.num_items:
         raise ValueError(
             f"{path} has {adjacency.shape[0]} nodes, but {log.name!r} has "
             f"{log.num_items} items and --item-offset is {options.item_offset}"
         )
-    return found
+    return _Graph(adjacency, f"{path}", _texts(log.item_ids), users)
 
 
 def _check_offset(item_offset: int, found: _Graph) -> None:
     """Makes sure that the graph has an item behind the rows that are none."""
     num_nodes = found.adjacency.shape[0]
-    if not 0 <= item_offset < num_nodes - len(found.users or ()):
+    most = num_nodes - len(found.users or ()) - 1
+    if not 0 <= item_offset <= most:
         raise ValueError(
-            f"--item-offset is {item_offset}: choose 0 to {num_nodes - 1}, as "
-            f"{found.title} has {num_nodes} nodes"
+            f"--item-offset is {item_offset}: choose 0 to {most}, as {found.title} has "
+            f"{num_nodes} nodes"
         )
 
 
