@@ -257,38 +257,39 @@ def scores(point: Point, group: int | None = None, quick: bool = False) -> np.nd
 
 def draw(quick: bool) -> Figure:
     """The map: a row a data set of which something is known, a panel a question."""
-    known = [
-        dataset
-        for dataset in MAPPED
-        if any(
-            scores(point, quick=quick).size
-            for point in all_points()
-            if point.dataset == dataset and point.label.startswith("SASRec")
-        )
-    ] or list(MAPPED)
-    figure = Figure(figsize=(13, 3.6 * len(known)), layout="constrained")
-    grid = figure.subplots(len(known), 3, squeeze=False)
-    for dataset, row in zip(known, grid, strict=True):
-        all_items = with_all(dataset)
-        panels = {
-            "negatives of a target": {
-                name: scores(point, quick=quick)
-                for name, point in by_negatives(dataset).items()
-            },
-            "share of users": {
-                f"{percent} %": scores(with_all(dataset, percent), quick=quick)
-                for percent in PERCENTS
-            },
-            "popularity of the target, rarest first": {
-                str(group + 1): scores(all_items, group, quick)
-                for group in range(GROUPS)
-            },
-        }
+    rows = {dataset: _panels(dataset, quick) for dataset in MAPPED}
+    known = {
+        dataset: panels
+        for dataset, panels in rows.items()
+        if any(each.size for places in panels.values() for each in places.values())
+    }
+    rows = known or rows
+    figure = Figure(figsize=(13, 3.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for (dataset, panels), row in zip(rows.items(), grid, strict=True):
         for axes, (xlabel, places) in zip(row, panels.items(), strict=True):
             title = f"SASRec on {DATASETS[dataset]}"
             study.style(axes, title, xlabel, f"SEvo over AdamW, {METRIC}, %")
             _gains(axes, places)
     return figure
+
+
+def _panels(dataset: str, quick: bool) -> dict[str, dict[str, np.ndarray]]:
+    """The scores at each place of each panel."""
+    all_items = with_all(dataset)
+    return {
+        "negatives of a target": {
+            name: scores(point, quick=quick)
+            for name, point in by_negatives(dataset).items()
+        },
+        "share of users": {
+            f"{percent} %": scores(with_all(dataset, percent), quick=quick)
+            for percent in PERCENTS
+        },
+        "popularity of the target, rarest first": {
+            str(group + 1): scores(all_items, group, quick) for group in range(GROUPS)
+        },
+    }
 
 
 def _gains(axes: Axes, places: Mapping[str, np.ndarray]) -> None:

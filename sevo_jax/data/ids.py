@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -214,6 +214,11 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def exact_bits(kind: Any) -> int:
+    """How many bits a whole number may have that a float of this type always holds."""
+    return int(np.finfo(kind).nmant) + 1
+
+
 def _whole_numbers(entries: Sequence | np.ndarray, title: str) -> np.ndarray:
     kind = None
     if isinstance(entries, np.ndarray):
@@ -227,8 +232,7 @@ def _whole_numbers(entries: Sequence | np.ndarray, title: str) -> np.ndarray:
         ):
             raise _mixed(entry, title)
         if isinstance(entry, float | np.floating):
-            # From here on not every whole number is a float of this type.
-            bits = np.finfo(kind or type(entry)).nmant + 1
+            bits = exact_bits(kind or type(entry))
             if not (entry.is_integer() and abs(entry) < 2**bits):
                 raise ValueError(
                     f"the {title} id {entry} is not a whole number below 2**{bits}, "

@@ -14,6 +14,7 @@ import numpy as np
 
 from sevo_jax._files import parquet_files, replacing
 from sevo_jax._messages import shown
+from sevo_jax.data import ids
 from sevo_jax.data.formats import arrow
 from sevo_jax.data.formats.columns import Positions, find_by_name, option
 from sevo_jax.data.formats.request import Faults, Request, warn_of_order
@@ -26,8 +27,6 @@ _TITLES = Positions._fields
 # A row of a log takes bytes. A file of few bytes and many rows fills the memory.
 _MOST_ROWS_A_BYTE = 100
 _ALWAYS_FIT = 2**24
-# From here on not every whole number is a float of so many bits.
-_FIRST_INEXACT = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}
 
 
 def read_parquet(source: Source, request: Request) -> InteractionLog:
@@ -269,7 +268,7 @@ def _is_bad(title: str, column: Any, given: Any) -> np.ndarray:
         limit = Decimal(2**63)  # From here on it does not fit in 64 bits.
         if types.is_floating(kind):
             given = given.value_type if types.is_dictionary(given) else given
-            limit = _FIRST_INEXACT[given.bit_width]
+            limit = 2.0 ** ids.exact_bits(f"f{given.bit_width // 8}")
         is_small = compute.less(compute.abs(column), pyarrow.scalar(limit))
         good = compute.and_kleene(
             compute.equal(compute.floor(column), column), is_small
